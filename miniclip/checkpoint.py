@@ -1,0 +1,107 @@
+"""A run's folder: weights, settings, tokenizer and training state, each written atomically.
+
+    model.safetensors   the best weights so far          config.json     the model's shape
+    state.pt            the last step, to resume from    train.json      the run's settings
+    tokenizer.json      merges and context length        metrics.jsonl   figures, step by step
+
+Whoever is killed in the middle of a write leaves the file as it was before.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from miniclip.config import ModelConfig, load_config
+from miniclip.data import Transform
+from miniclip.model import CLIP
+from miniclip.tokenizer import Tokenizer
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]):
+    """Call `write` on a temporary neighbour of `path`, then put it in place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())  # on the disk before it takes the name
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(model: CLIP, folder: Path):
+    """The model's tensors → model.safetensors."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
+
+
+def save_state(folder: Path, state: dict):
+    """All that the next step needs, in one file, so that it is of one moment → state.pt."""
+    write_atomically(folder / "state.pt", lambda path: torch.save(state, path))
+
+
+def load_state(folder: Path) -> dict:
+    """state.pt as `save_state` was given it; ValueError where there is none."""
+    if not (folder / "state.pt").is_file():
+        raise ValueError(f"{folder} holds no state.pt to resume from; start without --resume")
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+
+
+def append_rows(path: Path, row: dict):
+    """Add one line of JSON."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Every whole line of JSON; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def rewind_rows(path: Path, step: int):
+    """Forget what was written after `step`: those steps are about to be taken again."""
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def load(source, device: str | torch.device | None = None):
+    """A run's folder → (model, tokenizer, transform): ready to use, on `device` (default CPU).
+
+    `transform` turns a PIL image into pixels (3, S, S); `tokenizer` texts into ids (B, L).
+    ValueError, in one line, for a folder that holds no whole run.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{source}: no such run folder; `miniclip train` makes one")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            raise ValueError(f"{source} is no run folder: it lacks {name}; found: {found}")
+    config = load_config(ModelConfig, folder / "config.json")
+    with torch.device("meta"):
+        model = CLIP(config)
+    weights = folder / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(weights), assign=True)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights} is damaged or not a safetensors file: {error}") from error
+    except RuntimeError as error:  # torch lists every name over many lines
+        raise ValueError(f"{weights} does not fit {folder / 'config.json'}: "
+                         + " ".join(str(error).split())[:300]) from error
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+                         f"{config.vocab_size}; they are not of one run")
+    return model.to(device or "cpu").eval(), tokenizer, Transform(config.image_size)

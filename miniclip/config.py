@@ -1,0 +1,143 @@
+"""Every setting of a model and of a training run, in two blocks that a reader can see whole.
+
+`ModelConfig` describes any CLIP, from a tiny one that trains in minutes on a laptop to OpenAI's
+four published Vision Transformers (Radford et al. 2021, arXiv 2103.00020, Table 19 and 20).
+`TrainConfig` describes one training run. `MODELS` and `PRESETS` name the ones we use.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+
+def setting(default, help):
+    """A dataclass field that carries its own line of help; `cli.py` turns it into an option."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a CLIP. The defaults are OpenAI's ViT-B/32.
+
+    Raises ValueError, in one line, for a shape that cannot be built.
+    """
+
+    embed_dim: int = setting(512, "width of the shared latent space, D")
+    image_size: int = setting(224, "height and width of the pixels that go in")
+    patch_size: int = setting(32, "height and width, in pixels, of what becomes one token")
+    stem: tuple[int, ...] = setting((), "channels of 3x3 stride-2 convolutions before the patches")
+    vision_width: int = setting(768, "width of the image tower")
+    vision_layers: int = setting(12, "blocks of the image tower")
+    vision_heads: int = setting(12, "attention heads of the image tower")
+    pool: str = setting("cls", "how image tokens become one vector: 'cls' token or 'mean'")
+    pre_norm: bool = setting(True, "a LayerNorm before the image tower's first block, as CLIP has")
+    vocab_size: int = setting(49408, "number of tokens, start and end included")
+    context_length: int = setting(77, "longest text in tokens, start and end included")
+    text_width: int = setting(512, "width of the text tower")
+    text_layers: int = setting(12, "blocks of the text tower")
+    text_heads: int = setting(8, "attention heads of the text tower")
+    quick_gelu: bool = setting(True, "OpenAI's x * sigmoid(1.702 x) in place of the exact GELU")
+
+    def __post_init__(self):
+        object.__setattr__(self, "stem", tuple(self.stem))  # JSON has only lists
+        if self.pool not in ("cls", "mean"):
+            raise ValueError(f"pool is {self.pool!r}; it must be 'cls' or 'mean'")
+        for name in ("embed_dim", "image_size", "patch_size", "vision_width", "vision_heads",
+                     "text_width", "text_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for tower in ("vision", "text"):
+            width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
+            if width % heads:
+                raise ValueError(f"{tower}_width {width} is not a multiple of {tower}_heads {heads}")
+            if getattr(self, f"{tower}_layers") < 0:
+                raise ValueError(f"{tower}_layers is negative; it must be 0 or more")
+        if self.image_size % self.patch_size or self.patch_size % self.stride:
+            raise ValueError(
+                f"patch_size {self.patch_size} must divide image_size {self.image_size} and be a "
+                f"multiple of {self.stride}, the stride of {len(self.stem)} stem convolutions")
+        if self.context_length < 3:
+            raise ValueError(f"context_length is {self.context_length}; start, one token and end "
+                             "need at least 3")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per step of the stem's output: each stem convolution halves the picture."""
+        return 2 ** len(self.stem)
+
+    @property
+    def image_tokens(self) -> int:
+        """Number of patches of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Lengths are in steps, never in minutes, so that a run can be repeated."""
+
+    model: str = setting("tiny", "a name in config.MODELS")
+    data: str = setting("", "shapes, a folder or a Hub id (empty: $MINICLIP_DATA, else Flickr8k)")
+    limit: int = setting(0, "train on the first so many images of the split (0: all)")
+    steps: int = setting(1000, "optimiser steps, fixed in advance: the schedule needs to know")
+    batch_size: int = setting(128, "pairs in a batch, N: each sees N-1 negatives")
+    learning_rate: float = setting(1e-3, "AdamW's peak rate, for all that Muon does not train")
+    muon_learning_rate: float = setting(0.02, "Muon's peak rate for the blocks' matrices; 0: AdamW")
+    weight_decay: float = setting(0.1, "on matrices; never on gains, biases, embeddings, scale")
+    warmup: int = setting(100, "steps of linear warm-up; a cosine to zero follows")
+    clip_norm: float = setting(1.0, "longest gradient, as a norm over all parameters")
+    crop: float = setting(0.6, "smallest share of the area in a random resized crop; 1: no crop")
+    jitter: float = setting(0.2, "largest relative change of brightness, contrast, saturation")
+    word_dropout: float = setting(0.0, "chance of each caption token to be left out")
+    eval_every: int = setting(200, "steps between two evaluations on the validation split")
+    seed: int = setting(0, "of everything random: weights, order, captions, augmentation")
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise ValueError(f"no model {self.model!r}; there are {', '.join(MODELS)}")
+        for name in ("steps", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size is {self.batch_size}; contrast needs at least 2 pairs")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop is {self.crop}; it is a share of the area, in (0, 1]")
+        for name in ("jitter", "word_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+
+TINY = ModelConfig(
+    embed_dim=192, image_size=64, patch_size=16, stem=(32, 64),
+    vision_width=192, vision_layers=2, vision_heads=3, pool="mean", pre_norm=False,
+    vocab_size=4096, context_length=32, text_width=192, text_layers=1, text_heads=3,
+    quick_gelu=False)
+
+MODELS = {
+    "tiny": TINY,
+    "ViT-B/32": ModelConfig(),
+    "ViT-B/16": ModelConfig(patch_size=16),
+    "ViT-L/14": ModelConfig(
+        embed_dim=768, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16,
+        text_width=768, text_heads=12),
+    "ViT-L/14@336px": ModelConfig(
+        embed_dim=768, image_size=336, patch_size=14, vision_width=1024, vision_layers=24,
+        vision_heads=16, text_width=768, text_heads=12),
+}
+
+PRESETS = {
+    "flickr8k-5min": TrainConfig(steps=2000),
+}
+
+
+def save_config(config, path: Path):
+    """Write a ModelConfig or TrainConfig as JSON."""
+    Path(path).write_text(json.dumps(asdict(config), indent=2) + "\n")
+
+
+def load_config(kind, path: Path):
+    """Read a ModelConfig or TrainConfig (`kind`) back. ValueError names an unknown setting."""
+    values = json.loads(Path(path).read_text())
+    known = {f.name for f in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{path}: unknown settings {', '.join(unknown)}")
+    return replace(kind(), **values)

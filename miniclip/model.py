@@ -1,0 +1,194 @@
+"""CLIP: two towers, one space (Radford et al. 2021, arXiv 2103.00020, section 2.4).
+
+    pixels (B, 3, H, W) ─ VisionTransformer ─▶ (B, D) ┐
+                                                      ├─ both on the unit sphere ─▶ scale · I Tᵀ
+    tokens (B, L) ─────── TextTransformer ───▶ (B, D) ┘
+
+In the shapes below B is the batch, T a number of tokens, C a width, H heads, D a width per head;
+only at the very end D is the width of the shared space.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniclip.config import ModelConfig
+
+MAX_SCALE = 100.0  # section 2.5: beyond it training becomes unstable
+
+
+class QuickGELU(nn.Module):
+    """x · sigmoid(1.702 x): the approximation of GELU that OpenAI's weights were trained with."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2).
+
+    (B, T, C) → (B, T, C). With `causal`, token t sees only the tokens up to t.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, H, T, D)
+        return self.out(x.transpose(1, 2).reshape(B, T, C))  # heads side by side again
+
+
+class Block(nn.Module):
+    """One pre-norm Transformer block: tokens talk (attention), then each thinks (MLP)."""
+
+    def __init__(self, width: int, heads: int, causal: bool, quick_gelu: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, causal)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            QuickGELU() if quick_gelu else nn.GELU(),
+            nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """Pixels (B, 3, S, S) → image embeddings (B, D) (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+    A convolution with stride = kernel = patch cuts the image into tokens. Small models put a few
+    3×3 convolutions before it: "early convolutions help transformers see better" (Xiao et al.
+    2021, arXiv 2106.14881), the more so the fewer the images.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, channels = config.vision_width, (3, *config.stem)
+        stem = []
+        for c_in, c_out in zip(channels, channels[1:]):
+            stem += [nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), nn.GELU()]
+        self.stem = nn.Sequential(*stem)
+        patch = config.patch_size // config.stride  # in pixels of what the stem leaves
+        self.patches = nn.Conv2d(channels[-1], width, patch, stride=patch, bias=False)
+        self.class_token = nn.Parameter(torch.empty(width)) if config.pool == "cls" else None
+        tokens = config.image_tokens + (config.pool == "cls")
+        self.positions = nn.Parameter(torch.empty(tokens, width))
+        self.norm_pre = nn.LayerNorm(width) if config.pre_norm else nn.Identity()
+        self.blocks = nn.Sequential(*[
+            Block(width, config.vision_heads, False, config.quick_gelu)
+            for _ in range(config.vision_layers)])
+        self.norm_post = nn.LayerNorm(width)
+        self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
+
+    def forward(self, pixels):
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # faster convolutions
+        x = self.patches(self.stem(pixels))  # (B, C, S/P, S/P)
+        x = x.flatten(2).transpose(1, 2)  # (B, T, C)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = self.blocks(self.norm_pre(x + self.positions))
+        # OpenAI normalises the class token alone; over the mean of all tokens it is the same idea.
+        x = x[:, 0] if self.class_token is not None else x.mean(dim=1)  # (B, C)
+        return self.norm_post(x) @ self.projection  # (B, D)
+
+
+class TextTransformer(nn.Module):
+    """Token ids (B, L), any L up to the context length → text embeddings (B, D).
+
+    Causal, as GPT is (section 2.4); the embedding is read where the end-of-text token stands, the
+    only one that has seen the whole sentence. That token has the largest id, so `argmax` finds it.
+    What stands behind it cannot change the result.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width = config.text_width
+        self.tokens = nn.Embedding(config.vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(config.context_length, width))
+        self.blocks = nn.Sequential(*[
+            Block(width, config.text_heads, True, config.quick_gelu)
+            for _ in range(config.text_layers)])
+        self.norm_final = nn.LayerNorm(width)
+        self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
+
+    def forward(self, tokens):
+        B, L = tokens.shape
+        x = self.tokens(tokens) + self.positions[:L]  # (B, L, C)
+        x = self.blocks(x)
+        x = x[torch.arange(B, device=x.device), tokens.argmax(dim=1)]  # (B, C)
+        return self.norm_final(x) @ self.projection  # (B, D)
+
+
+class CLIP(nn.Module):
+    """Both towers and the learnt temperature.
+
+    `logit_scale` holds the logarithm of the multiplier, as in OpenAI's and open_clip's models:
+    it starts at ln(1/0.07) (section 2.4) and `clamp_scale_` keeps the multiplier ≤ 100.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(config)
+        self.text = TextTransformer(config)
+        self.logit_scale = nn.Parameter(torch.empty(()))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> "CLIP":
+        """Draw every weight from `generator`, with the standard deviations of openai/CLIP."""
+        normal = lambda tensor, std: tensor.normal_(0, std, generator=generator)  # noqa: E731
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # keeps the variance through a GELU
+                normal(module.weight, math.sqrt(2 / module.weight[0].numel()))
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.Linear):
+                module.bias.zero_()
+        for tower in (self.vision, self.text):
+            width = tower.positions.shape[1]
+            normal(tower.positions, 0.01)
+            normal(tower.projection, width ** -0.5)
+            for block in tower.blocks:
+                # What is added to the residual stream shrinks with depth (GPT-2, section 2.3).
+                residual = width ** -0.5 * (2 * len(tower.blocks)) ** -0.5
+                normal(block.attention.qkv.weight, width ** -0.5)
+                normal(block.attention.out.weight, residual)
+                normal(block.mlp[0].weight, (2 * width) ** -0.5)
+                normal(block.mlp[2].weight, residual)
+        normal(self.text.tokens.weight, 0.02)
+        if self.vision.class_token is not None:
+            normal(self.vision.class_token, self.vision.class_token.numel() ** -0.5)
+        self.logit_scale.fill_(math.log(1 / 0.07))
+        return self
+
+    @torch.no_grad()
+    def clamp_scale_(self):
+        """After an optimiser step: keep the multiplier ≤ 100 (section 2.5)."""
+        self.logit_scale.clamp_(max=math.log(MAX_SCALE))
+
+    def encode_image(self, pixels, normalize: bool = False):
+        """Normalised pixels (B, 3, S, S), float → embeddings (B, D); unit length if asked."""
+        features = self.vision(pixels)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def encode_text(self, tokens, normalize: bool = False):
+        """Token ids (B, L), int64 → embeddings (B, D); unit length if asked."""
+        features = self.text(tokens)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def forward(self, pixels, tokens):
+        """→ (image_features (B, D), text_features (B, D), multiplier ()), features of length 1."""
+        image_features = self.encode_image(pixels, normalize=True)
+        text_features = self.encode_text(tokens, normalize=True)
+        return image_features, text_features, self.logit_scale.exp()

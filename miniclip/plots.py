@@ -1,0 +1,141 @@
+"""Every picture, in one style: white paper, so that it reads in dark mode too, and the same bytes
+whenever the same figures are drawn on the same machine.
+"""
+
+import math
+import textwrap
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # files only; no window, no display
+from matplotlib import pyplot as plt  # noqa: E402
+
+from miniclip import shapes  # noqa: E402
+from miniclip.checkpoint import read_rows  # noqa: E402
+from miniclip.data import Pairs, fit  # noqa: E402
+from miniclip.evaluate import class_vectors, embed_images, embed_texts  # noqa: E402
+
+BLUE, ORANGE, GREEN, RED, GRAY = "#3566a8", "#d9822b", "#3a8f4d", "#c23b3b", "#8a8a8a"
+STYLE = {
+    "figure.facecolor": "white", "figure.dpi": 120, "font.size": 9, "axes.titlesize": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.axisbelow": True, "legend.frameon": False, "figure.constrained_layout.use": True}
+QUERIES, FOUND = 6, 6  # rows and columns of a retrieval sheet
+EVERYDAY = ("dog", "man", "woman", "child", "crowd of people", "bicycle", "car", "ball", "beach",
+            "snowy mountain", "swimming pool", "grassy field", "city street", "horse")
+
+
+def save(figure, path: Path):
+    """Write and close. No date and no version inside: the same figure gives the same bytes."""
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
+
+
+def training_curves(rows: list[dict], batch_size: int, images: int, path: Path):
+    """metrics.jsonl → loss with ln B, the loss of guessing; R@10 both ways with its chance."""
+    steps = [row for row in rows if "loss" in row]
+    tests = [row for row in rows if "image_to_text" in row]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+        left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=BLUE, lw=1)
+        left.axhline(math.log(batch_size), color=GRAY, ls="--", lw=1)
+        left.text(0, math.log(batch_size), f" ln {batch_size}: guessing", color=GRAY, va="bottom")
+        left.set(title="Contrastive loss of the training batches", xlabel="step", ylim=(0, None))
+        for way, color, label in (("image_to_text", BLUE, "image → text"),
+                                  ("text_to_image", ORANGE, "text → image")):
+            right.plot([r["step"] for r in tests], [r[way]["R@10"] for r in tests], "o-",
+                       color=color, ms=3, lw=1.2, label=label)
+        right.axhline(1000 / images, color=GRAY, ls="--", lw=1)
+        right.text(0, 1000 / images, " chance", color=GRAY, va="bottom")
+        right.set(title=f"R@10 on {images:,} images never trained on, %", xlabel="step",
+                  ylim=(0, None))
+        right.legend(loc="upper left", bbox_to_anchor=(0, 0.95))
+        save(figure, path)
+
+
+def similarity_matrices(rows: list[dict], path: Path):
+    """similarity.jsonl → cosines of the same held-out pairs before, during and after training."""
+    picked = [rows[0], rows[len(rows) // 2], rows[-1]]
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
+        for axis, row in zip(axes, picked):
+            cosines = np.array(row["cosines"])
+            own = np.trace(cosines) / len(cosines)
+            other = (cosines.sum() - np.trace(cosines)) / (cosines.size - len(cosines))
+            picture = axis.imshow(cosines, cmap="magma", vmin=-0.2, vmax=1)
+            axis.set(title=f"step {row['step']:,}\nown {own:.2f}, others {other:.2f}",
+                     xlabel="text", ylabel="image", xticks=[], yticks=[])
+        figure.colorbar(picture, ax=axes, label="cosine", shrink=0.8)
+        save(figure, path)
+
+
+def show(axis, image: np.ndarray, frame: str | None = None):
+    """One thumbnail, framed in a colour or not at all."""
+    axis.imshow(image)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(visible=frame is not None, color=frame, linewidth=3)
+
+
+def retrieval_sheet(model, tokenizer, pairs: Pairs, path: Path):
+    """Sentences, evenly spaced and not chosen, with the images each finds; the right one framed."""
+    images = embed_images(model, pairs.images)
+    owners = [i * len(pairs) // QUERIES for i in range(QUERIES)]
+    queries = [pairs.captions[i][0] for i in owners]
+    scores = embed_texts(model, tokenizer, queries) @ images.T  # (QUERIES, N)
+    found = scores.argsort(dim=1, descending=True)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(QUERIES, FOUND + 1, figsize=(9.6, 1.28 * QUERIES),
+                                    width_ratios=[2, *[1] * FOUND])
+        for row, (owner, query) in enumerate(zip(owners, queries)):
+            rank = (found[row] == owner).nonzero().item() + 1
+            axes[row, 0].axis("off")
+            axes[row, 0].text(0, 0.5, "\n".join(textwrap.wrap(query, 30)) + f"\n(rank {rank:,})",
+                              va="center", fontsize=8, color=GREEN if rank <= FOUND else "black")
+            for axis, i in zip(axes[row, 1:], found[row, :FOUND].tolist()):
+                show(axis, pairs.images[i], GREEN if i == owner else None)
+        figure.suptitle(f"What sentences find among {len(pairs):,} images never trained on")
+        save(figure, path)
+
+
+def zero_shot_sheet(model, tokenizer, pairs: Pairs, path: Path):
+    """Images, each with the classes that it is nearest to; the classes are only sentences.
+
+    Of generated scenes the truth is known: combinations held out of training, the right one green.
+    """
+    if pairs.name.startswith("shapes:"):
+        names = shapes.class_names()
+        images, labels = shapes.held_out_set(1, seed=9)
+        images, labels = fit(images, model.config.image_size)[:18:3], labels[:18:3].tolist()
+    else:
+        names = list(EVERYDAY)
+        images = pairs.images[[i * len(pairs) // 6 for i in range(6)]]
+        labels = [None] * 6
+    scores = embed_images(model, images) @ class_vectors(model, tokenizer, names).T
+    chances = (scores * model.logit_scale.exp().item()).softmax(dim=1)  # (6, C)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(2, 6, figsize=(9.6, 3.6), width_ratios=[1, 1.2] * 3)
+        for (picture, bars), image, row, label in zip(
+                axes.reshape(6, 2), images, chances, labels, strict=True):
+            show(picture, image)
+            top = row.argsort(descending=True)[:4].tolist()
+            colors = [GREEN if i == label else GRAY if label is not None else BLUE for i in top]
+            bars.barh(range(4), row[top].numpy(), color=colors)
+            bars.set(xlim=(0, 1), ylim=(3.6, -0.8), xticks=[], yticks=[])
+            for k, i in enumerate(top):
+                bars.text(0.02, k, f"{names[i]} {row[i]:.0%}", va="center", fontsize=7)
+            bars.spines[:].set_visible(False)
+        figure.suptitle(f"Zero-shot: the nearest of {len(names)} classes, "
+                        "“a photo of a …”, none of them taught as a label")
+        save(figure, path)
+
+
+def draw_run(folder: Path, model, tokenizer, pairs: Pairs, batch_size: int):
+    """The four pictures of a run, into its folder."""
+    training_curves(read_rows(folder / "metrics.jsonl"), batch_size, len(pairs),
+                    folder / "curves.png")
+    similarity_matrices(read_rows(folder / "similarity.jsonl"), folder / "similarity.png")
+    retrieval_sheet(model, tokenizer, pairs, folder / "retrieval.png")
+    zero_shot_sheet(model, tokenizer, pairs, folder / "zero_shot.png")

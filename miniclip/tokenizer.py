@@ -1,0 +1,348 @@
+"""Text → token ids: byte-level byte-pair encoding (BPE) with CLIP's conventions.
+
+    "A dog's ball"  ──clean──▶  "a dog's ball"  ──words──▶  a | dog | 's | ball
+        ──bytes──▶  b a l l·  ──merges──▶  ba l l·  ──▶  ba ll·  ──▶  ball·  ──▶  one id
+
+(`·` stands for the mark `</w>` that closes a word.) BPE starts from single bytes, so that no text
+is ever out of vocabulary, and then glues together, again and again, the two neighbours that are
+most often seen together: frequent words end as one token, rare ones stay in pieces.
+
+Sources: Sennrich et al. 2016 (arXiv 1508.07909, section 3) for BPE on words with an end mark;
+Radford et al. 2019 (GPT-2, section 2.2) for bytes as the alphabet; Radford et al. 2021 (CLIP,
+section 2.4) for lower case and start and end tokens; openai/CLIP, `clip/simple_tokenizer.py`, for
+every convention that decides an id. For the same merges the ids here are the ids there, but for one
+choice, made as in open_clip: "<|endoftext|>" written in a text is punctuation and letters, not the
+end token, so that no text can end itself early.
+"""
+
+from __future__ import annotations
+
+import gzip
+import heapq
+import html
+import json
+import operator
+import os
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+
+import ftfy
+import regex
+import torch
+
+CLIP_MERGES = 48_894  # CLIP's file holds more merges than CLIP uses: 49,408 ids - 512 bytes - 2
+END_OF_WORD = "</w>"
+SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+CACHE_LIMIT = 1 << 17  # chunks of text remembered with their ids: some tens of MB at most
+
+# A word is the tail of an English contraction, a run of letters, one digit (so that numbers do not
+# fill the vocabulary), or a run of anything else but white space.
+WORD = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,  # texts are lower case by now, but CLIP's flag also takes "'ſ" (a long s)
+)
+LONE_SURROGATE = regex.compile(
+    "[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]"
+)
+
+# Merges are kept in text files that separate symbols by spaces, so each byte needs a character that
+# can be seen: the 188 printable bytes of Latin-1 stand for themselves, and the other 68 (controls,
+# spaces, the soft hyphen) borrow U+0100, U+0101, … in order. CLIP numbers the bytes in this order
+# too, so "!" is id 0 and "a" is id 64.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_ORDER = PRINTABLE + sorted(set(range(256)) - set(PRINTABLE))  # id → byte
+BYTE_CHARS = [chr(b) for b in PRINTABLE] + [chr(256 + n) for n in range(256 - len(PRINTABLE))]
+BYTE_ID = {byte: i for i, byte in enumerate(BYTE_ORDER)}  # byte → id
+
+Pair = tuple[int, int]
+
+
+def clean(text: str) -> str:
+    """Tidy a text as CLIP does: mend encoding, unescape HTML, fold white space, lower case.
+
+    Raises ValueError for a lone surrogate (half of a character; UTF-8 cannot hold it) and TypeError
+    for anything but a str. Source: openai/CLIP, `basic_clean`, `whitespace_clean`, `encode`.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a text must be a str, not {type(text).__name__}")
+    # ftfy takes 20 times as long as all the rest, and has nothing to mend in printable ASCII; with
+    # no "&" there is no HTML to unescape, and the only white space is " ". Most captions end here.
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return " ".join(text.lower().split())
+    return clean_slowly(text)
+
+
+def clean_slowly(text: str) -> str:
+    """What `clean` means, without its shortcut; a test holds the two equal."""
+    if lone := LONE_SURROGATE.search(text):
+        raise ValueError(
+            f"lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}: text must be valid "
+            "Unicode; read it with the right encoding, or with errors='replace'"
+        )
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice: the web has "&amp;lt;" too
+    return " ".join(text.split()).lower()
+
+
+def merge(ids: list[int], pair: Pair, new_id: int) -> list[int]:
+    """Replace each `pair` of neighbours in `ids` by `new_id`, from left to right."""
+    out, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and ids[i] == pair[0] and ids[i + 1] == pair[1]:
+            out.append(new_id)
+            i += 2
+        else:
+            out.append(ids[i])
+            i += 1
+    return out
+
+
+def word_to_bytes(word: str) -> list[int]:
+    """The ids of a word's UTF-8 bytes, the last of them in its end-of-word form."""
+    ids = [BYTE_ID[byte] for byte in word.encode("utf-8")]
+    ids[-1] += 256
+    return ids
+
+
+def learn_merges(words: dict[str, int], count: int) -> list[Pair]:
+    """Learn up to `count` merges from words and how often each is seen.
+
+    Each step merges the pair of neighbours with the highest count; of equal counts, the pair with
+    the smallest ids (so the older symbols), which makes the result independent of the order of
+    texts. It stops early when every word is one symbol. Source: Sennrich et al. 2016, algorithm 1,
+    with its hint to index pairs instead of counting anew: a merge only visits words that hold it.
+    """
+    spelled = [(word_to_bytes(word), seen) for word, seen in words.items()]
+    counts: Counter[Pair] = Counter()
+    where: defaultdict[Pair, set[int]] = defaultdict(set)  # pair → words that (may) hold it
+    for index, (ids, seen) in enumerate(spelled):
+        for pair in pairwise(ids):
+            counts[pair] += seen
+            where[pair].add(index)
+    heap = [(-seen, pair) for pair, seen in counts.items()]
+    heapq.heapify(heap)
+
+    merges: list[Pair] = []
+    while heap and len(merges) < count:
+        negative, best = heapq.heappop(heap)
+        if counts[best] != -negative:  # an old entry: the count has changed since, and was pushed
+            continue
+        new_id = 512 + len(merges)
+        merges.append(best)
+        changed = set()
+        for index in where.pop(best):
+            ids, seen = spelled[index]
+            merged = merge(ids, best, new_id)
+            spelled[index] = (merged, seen)
+            for pair in pairwise(ids):
+                counts[pair] -= seen
+                changed.add(pair)
+            for pair in pairwise(merged):
+                counts[pair] += seen
+                where[pair].add(index)
+                changed.add(pair)
+        for pair in changed:
+            if counts[pair] > 0:
+                heapq.heappush(heap, (-counts[pair], pair))
+    return merges
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Read a UTF-8 file, gzipped or not. ValueError where it is neither."""
+    try:
+        data = Path(path).read_bytes()
+        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a UTF-8 text file, or one gzipped: {error}") from error
+
+
+class Tokenizer:
+    """Byte-level BPE. Ids: 256 bytes, 256 bytes that end a word, merges in order, start, end.
+
+    Id 0 is also the padding, as in CLIP; and as the end token has the largest id, `ids.argmax(-1)`
+    finds it. Attributes: `context_length` (int), `symbols` (id → its characters in files).
+    """
+
+    def __init__(self, merges: Iterable[str], context_length: int = 77) -> None:
+        """Build from merges such as "t h" or "th e</w>", in the order in which they were learned.
+
+        ValueError for a context too short for start, one token and end, and for a merge that is not
+        two known symbols, or makes one that is known already.
+        """
+        if context_length < 3:
+            raise ValueError(
+                f"context_length must be at least 3 (start, a token, end), not {context_length}"
+            )
+        self.context_length = context_length
+        self.symbols = BYTE_CHARS + [char + END_OF_WORD for char in BYTE_CHARS]
+        self._bytes = [bytes([b]) for b in BYTE_ORDER] + [bytes([b]) + b" " for b in BYTE_ORDER]
+        ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+        self._merges: dict[Pair, int] = {}  # pair of ids → id; a lower id was learned earlier
+        for number, line in enumerate(merges, 1):
+            left, _, right = line.partition(" ")
+            if left not in ids or right not in ids or left + right in ids:
+                raise ValueError(
+                    f"merge {number} is {line[:80]!r}; expected two known symbols with a space "
+                    "between them that make a new one"
+                )
+            pair = ids[left], ids[right]
+            ids[left + right] = self._merges[pair] = len(self.symbols)
+            self.symbols.append(left + right)
+            self._bytes.append(self._bytes[pair[0]] + self._bytes[pair[1]])
+        self.symbols += SPECIALS
+        self._bytes += [special.encode() for special in SPECIALS]
+        self._cache: dict[str, list[int]] = {}  # clean text between two spaces → ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: 514 + the number of merges."""
+        return len(self.symbols)
+
+    @property
+    def start_id(self) -> int:
+        """Id of `<|startoftext|>`."""
+        return len(self.symbols) - 2
+
+    @property
+    def end_id(self) -> int:
+        """Id of `<|endoftext|>`, the largest of all."""
+        return len(self.symbols) - 1
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, context_length: int = 77) -> Tokenizer:
+        """Learn merges from texts until there are `vocab_size` ids, or nothing is left to merge.
+
+        Ask the result for its `vocab_size`: a small corpus gives fewer ids than asked for. The
+        order of the texts does not matter. ValueError for a vocab_size below 514 (bytes and
+        specials alone), for no texts or none with a word, and for what `clean` refuses.
+        """
+        if vocab_size < 514:
+            raise ValueError(
+                f"vocab_size must be at least 514 (2 × 256 bytes, start, end), not {vocab_size}"
+            )
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of str, not one str")
+        chunks = Counter(chunk for text in texts for chunk in clean(text).split(" "))
+        words: Counter[str] = Counter()
+        for chunk, seen in chunks.items():  # each distinct chunk is split once, however often seen
+            for word in WORD.findall(chunk):
+                words[word] += seen
+        if not words:
+            raise ValueError("no texts to train on: expected at least one text with a word in it")
+        tokenizer = cls([], context_length)
+        symbols = tokenizer.symbols[:512]
+        lines = []
+        for left, right in learn_merges(words, vocab_size - 514):
+            lines.append(f"{symbols[left]} {symbols[right]}")
+            symbols.append(symbols[left] + symbols[right])
+        return cls(lines, context_length)
+
+    @classmethod
+    def from_clip(cls, merges_path: str | os.PathLike) -> Tokenizer:
+        """CLIP's own tokenizer: 49,408 ids, context length 77.
+
+        `merges_path` is `bpe_simple_vocab_16e6.txt.gz` of openai/CLIP, of whose merges CLIP uses
+        the first 48,894, or the `merges.txt` that the Hugging Face Hub keeps beside CLIP models.
+        Both start with a header line. ValueError for any other file.
+        """
+        header, *lines = read_text(merges_path).splitlines() or [""]
+        merges = [line for line in lines[:CLIP_MERGES] if line]
+        if "#version" not in header or len(merges) != CLIP_MERGES:
+            raise ValueError(
+                f"{merges_path}: found {len(merges):,} merges after a first line {header[:60]!r}; "
+                f"expected a header line with '#version' and {CLIP_MERGES:,} merges"
+            )
+        try:
+            return cls(merges, 77)
+        except ValueError as error:
+            raise ValueError(f"{merges_path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Tokenizer:
+        """Read what `save` wrote. ValueError where the file is something else."""
+        try:
+            saved = json.loads(read_text(path))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: expected a tokenizer in JSON: {error}") from error
+        keys = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
+        if keys != ["context_length", "merges", "version"] or saved["version"] != 1:
+            raise ValueError(
+                f"{path}: found {str(keys)[:80]}; expected a tokenizer with context_length, merges "
+                "and version 1"
+            )
+        context_length, merges = saved["context_length"], saved["merges"]
+        if type(context_length) is not int or not isinstance(merges, list):
+            raise ValueError(f"{path}: expected an integer context_length and a list of merges")
+        if not all(isinstance(line, str) for line in merges):
+            raise ValueError(f"{path}: expected each merge as a string such as 'th e</w>'")
+        try:
+            return cls(merges, context_length)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write version, context_length and merges as JSON: wholly, or not at all."""
+        symbols = self.symbols
+        merges = [f"{symbols[left]} {symbols[right]}" for left, right in self._merges]
+        saved = {"version": 1, "context_length": self.context_length, "merges": merges}
+        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"  # beside it, so that replace is atomic
+        try:
+            text = json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
+            Path(temporary).write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def _encode_word(self, word: str) -> list[int]:
+        """Merge a word's bytes, always the pair that was learned earliest, until none is known."""
+        ids = word_to_bytes(word)
+        while len(ids) > 1:
+            pair = min(pairwise(ids), key=lambda pair: self._merges.get(pair, self.vocab_size))
+            if pair not in self._merges:
+                break
+            ids = merge(ids, pair, self._merges[pair])
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start and end, and not truncated. Errors: see `clean`."""
+        ids: list[int] = []
+        for chunk in clean(text).split(" "):  # no word holds a space, so chunks may be cached whole
+            known = self._cache.get(chunk)
+            if known is None:
+                known = [i for word in WORD.findall(chunk) for i in self._encode_word(word)]
+                if len(self._cache) >= CACHE_LIMIT:
+                    self._cache.clear()
+                self._cache[chunk] = known
+            ids += known
+        return ids
+
+    def __call__(self, texts: str | list[str]) -> torch.Tensor:
+        """Tokens for the text tower: int64 (B, context_length), one row for each text.
+
+        A row is start, the ids, end, and then zeros. A text too long is cut before its end token,
+        which stays. One str is a list of one.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        length = self.context_length
+        rows = []
+        for text in texts:
+            row = [self.start_id, *self.encode(text)[: length - 2], self.end_id]
+            rows.append(row + [0] * (length - len(row)))
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)  # (B, L)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids (a list, or an integer tensor of one row), each word followed by a space.
+
+        Nothing is dropped, as in CLIP: start and end appear as `<|startoftext|>`, `<|endoftext|>`,
+        and padding as what id 0 is, a "!". Cut a row at its `end_id` to avoid both. Bytes that are
+        not UTF-8 (part of a character) appear as U+FFFD. ValueError for an id out of range.
+        """
+        ids = [operator.index(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"id {i} is out of range: expected 0 to {self.vocab_size - 1}")
+        return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")

@@ -1,0 +1,292 @@
+"""The training loop, from top to bottom (Radford et al. 2021, sections 2.3 to 2.5).
+
+    batch of pairs ─▶ two towers ─▶ clip_loss ─▶ gradient ─▶ Muon and AdamW ─▶ scale ≤ 100
+
+Everything random is a function of the seed and the step, so a run that was stopped, or killed,
+goes on as if nothing had happened: bit for bit on a CPU.
+"""
+
+import json
+import math
+import platform
+import resource
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from miniclip_kernels.clip_loss import clip_loss
+from tqdm import tqdm
+
+from miniclip import checkpoint, plots
+from miniclip.config import MODELS, ModelConfig, TrainConfig, save_config
+from miniclip.data import Batches, HubUnreachable, Pairs, Source, load_pairs
+from miniclip.evaluate import embed_images, embed_texts, retrieval, shapes_report
+from miniclip.model import CLIP
+from miniclip.tokenizer import Tokenizer
+
+LOG_EVERY = 10  # steps
+SHOWN = 24  # pairs of the similarity matrix that is kept for the pictures
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a number; the message says when, and what to try."""
+
+
+# ------------------------------------------------------------------------------- the pieces
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """auto | cpu | cuda | mps → a device that is there; ValueError for one that is not."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, found in there.items() if found))
+    if not there.get(name):
+        raise ValueError(f"device {name!r} is not here; found: "
+                         f"{', '.join(device for device, found in there.items() if found)}")
+    return torch.device(name)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware (for a CPU: AMX, AVX512-BF16)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (
+        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest.
+
+    Muon replaces a matrix's momentum by the nearest orthogonal matrix: all directions of the
+    update get the same length, the rare ones too. Weights decay only where they multiply.
+    """
+    matrices, decayed, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or name.endswith(("positions", "tokens.weight")):
+            plain.append(parameter)  # gains, biases, embeddings, the scale
+        elif config.muon_learning_rate and ".blocks." in name:
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay},
+              {"params": plain, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.98), eps=1e-6)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(
+            matrices, config.muon_learning_rate, weight_decay=config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine to zero."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def prepare_data(config: TrainConfig, model_config: ModelConfig):
+    """Both splits, and the configuration as it is after a Hub that can't be reached."""
+    source = Source.find(config.data or None)
+    size = model_config.image_size
+
+    def both(source):
+        return (load_pairs(source, "train", size, config.limit),
+                load_pairs(source, "validation", size))
+
+    try:
+        return *both(source), config
+    except HubUnreachable as error:
+        if source.explicit:
+            raise ValueError(f"the Hub data set {source.where} is out of reach: {error}") from error
+        print(NO_HUB.format(where=source.where, error=error), file=sys.stderr)
+        config = replace(config, data="shapes")
+        return *both(Source.find("shapes")), config
+
+
+NO_HUB = """
+Flickr8k ({where} on the Hugging Face Hub) is out of reach:
+    {error}
+Training goes on with `shapes`, the built-in generated scenes; figures for photographs need
+photographs. To get Flickr8k: come back with a network and run the same command, or put its parquet
+files, or its images with captions.txt, in a folder and set MINICLIP_DATA=/path/to/folder.
+"""
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def ask(self, number, frame):
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+# ------------------------------------------------------------------------------- the run
+
+
+def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="runs/default",
+          device: str = "auto", resume: bool = False) -> dict:
+    """Train a CLIP into `folder` → the figures of its best checkpoint, as in metrics.json.
+
+    model_config: the model's shape (default: the one that config.model names). resume: go on from
+    `folder`'s last saved step; config and model_config must then be those of the folder.
+    Stopped by Ctrl-C, it saves and raises KeyboardInterrupt. Raises ValueError for input that
+    cannot be trained on, Diverged when the loss is no longer finite.
+    """
+    folder, device = Path(folder), pick_device(device)
+    model_config = model_config or MODELS[config.model]
+    pairs, held_out, config = prepare_data(config, model_config)
+    generator = torch.Generator().manual_seed(config.seed)
+    if resume:
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    else:
+        tokenizer = Tokenizer.train(
+            pairs.flat_captions()[0], model_config.vocab_size, model_config.context_length)
+    model_config = replace(model_config, vocab_size=tokenizer.vocab_size)  # few texts, few tokens
+    batches = Batches(pairs, tokenizer, model_config.image_size, config, device)
+    model = CLIP(model_config).init_weights(generator).to(device)
+    optimizers = build_optimizers(model, config)
+    progress = {"step": 0, "best": -1.0, "best_step": 0, "seconds": 0.0}
+    if resume:
+        state = checkpoint.load_state(folder)
+        model.load_state_dict(state["model"])
+        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        progress = state["progress"]
+        for name in ("metrics.jsonl", "similarity.jsonl"):
+            checkpoint.rewind_rows(folder / name, progress["step"])
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(model_config, folder / "config.json")
+        save_config(config, folder / "train.json")
+        tokenizer.save(folder / "tokenizer.json")
+    run = Run(folder, config, model, tokenizer, held_out, optimizers, progress)
+    run.loop(batches, device)
+    return run.finish(pairs, device)
+
+
+class Run:
+    """What belongs together while a model trains; `loop` is the training loop itself."""
+
+    def __init__(self, folder, config, model, tokenizer, held_out, optimizers, progress):
+        self.folder, self.config, self.model, self.tokenizer = folder, config, model, tokenizer
+        self.held_out: Pairs = held_out
+        self.optimizers, self.progress = optimizers, progress
+
+    def loop(self, batches: Batches, device: torch.device):
+        """From progress["step"] to config.steps."""
+        config, model, progress = self.config, self.model, self.progress
+        amp = torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
+        if progress["step"] == 0:
+            self.evaluate()
+        begin, before = time.perf_counter(), progress["seconds"]
+        bar = tqdm(total=config.steps, initial=progress["step"], unit="step", dynamic_ncols=True)
+        with StopSignal() as stop, bar:
+            for step in range(progress["step"], config.steps):
+                for optimizer in self.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["peak"] * schedule(step, config)
+                pixels, tokens = batches[step]
+                with amp:
+                    image_features, text_features, scale = model(pixels, tokens)
+                loss = clip_loss(image_features.float(), text_features.float(), scale)
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                if not torch.isfinite(loss + norm):
+                    raise Diverged(self.diagnosis(step, loss, norm, scale))
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                model.clamp_scale_()
+
+                progress["step"] = step + 1
+                progress["seconds"] = before + time.perf_counter() - begin
+                bar.update()
+                if (step + 1) % LOG_EVERY == 0:
+                    similarities = image_features.detach() @ text_features.detach().T  # (B, B)
+                    right = similarities.argmax(1).cpu() == torch.arange(len(similarities))
+                    rate = (bar.n - bar.initial) * len(pixels) / (time.perf_counter() - begin)
+                    row = {"step": step + 1, "loss": loss.item(), "scale": scale.item(),
+                           "accuracy": right.double().mean().item(),
+                           "learning_rate": config.learning_rate * schedule(step, config)}
+                    checkpoint.append_rows(self.folder / "metrics.jsonl", row)
+                    bar.set_postfix_str(f"loss {row['loss']:.3f}, scale {row['scale']:.1f}, right "
+                                        f"{row['accuracy']:.0%}, {rate:.0f} pairs/s")
+                last = step + 1 == config.steps
+                if last or (step + 1) % config.eval_every == 0:
+                    self.evaluate()
+                if last or stop.asked or (step + 1) % config.eval_every == 0:
+                    self.save()
+                if stop.asked and not last:
+                    raise KeyboardInterrupt
+
+    def save(self):
+        checkpoint.save_state(self.folder, {
+            "model": self.model.state_dict(), "progress": self.progress,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]})
+
+    def evaluate(self):
+        """Recall on the held-out split; the weights are kept if they are the best so far."""
+        self.model.eval()
+        metrics = retrieval(self.model, self.tokenizer, self.held_out)
+        mean = (metrics["image_to_text"]["R@10"] + metrics["text_to_image"]["R@10"]) / 2
+        step = self.progress["step"]
+        checkpoint.append_rows(self.folder / "metrics.jsonl", {"step": step, **metrics})
+        shown = min(SHOWN, len(self.held_out))
+        matrix = embed_images(self.model, self.held_out.images[:shown]) @ embed_texts(
+            self.model, self.tokenizer, [c[0] for c in self.held_out.captions[:shown]]).T
+        checkpoint.append_rows(self.folder / "similarity.jsonl", {
+            "step": step, "cosines": [[round(x, 4) for x in row] for row in matrix.tolist()]})
+        if mean > self.progress["best"]:
+            self.progress.update(best=mean, best_step=step)
+            checkpoint.save_weights(self.model, self.folder)
+        self.model.train()
+
+    def diagnosis(self, step, loss, norm, scale) -> str:
+        return (f"step {step + 1}: loss {loss.item():.4g}, gradient norm {norm.item():.4g}, scale "
+                f"{scale.item():.4g}: no longer finite. {self.folder} keeps the best weights (of "
+                f"step {self.progress['best_step']}) and the last good state. Try a lower "
+                "--learning-rate or --muon-learning-rate, or a longer --warmup")
+
+    def finish(self, pairs: Pairs, device: torch.device) -> dict:
+        """Evaluate the best checkpoint once more, from disk; write metrics.json and the pictures."""
+        model, tokenizer, _ = checkpoint.load(self.folder, device)
+        metrics = retrieval(model, tokenizer, self.held_out)
+        if self.config.data == "shapes":
+            metrics["shapes"] = shapes_report(model, tokenizer)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        metrics["training"] = {
+            "data": pairs.name, "summary": pairs.summary, "best_step": self.progress["best_step"],
+            "steps": self.config.steps, "seconds": round(self.progress["seconds"], 1),
+            "peak_memory_mb": round(peak / (1 if sys.platform == "linux" else 1024) / 1024),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "device": device_name(device), "threads": torch.get_num_threads(),
+            "bf16": bf16_is_fast(device), "torch": torch.__version__}
+        text = json.dumps(metrics, indent=2) + "\n"
+        checkpoint.write_atomically(
+            self.folder / "metrics.json", lambda path: path.write_text(text))
+        plots.draw_run(
+            self.folder, model, tokenizer, self.held_out, self.config.batch_size)
+        return metrics
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.machine()}"
