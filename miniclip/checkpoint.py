@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from miniclip.config import ModelConfig, load_config
 from miniclip.data import Transform
@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]):
 def save_weights(model: CLIP, folder: Path):
     """The model's tensors → model.safetensors."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path))
+    write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(tensors)))
 
 
 def save_state(folder: Path, state: dict):

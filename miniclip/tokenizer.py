@@ -1,7 +1,7 @@
 """Text → token ids: byte-level byte-pair encoding (BPE) with CLIP's conventions.
 
     "A dog's ball"  ──clean──▶  "a dog's ball"  ──words──▶  a | dog | 's | ball
-        ──bytes──▶  b a l l·  ──merges──▶  ba l l·  ──▶  ba ll·  ──▶  ball·  ──▶  one id
+        ──bytes──▶  b a l l·  ──merges──▶  b al l·  ──▶  b all·  ──▶  ball·  ──▶  one id
 
 (`·` stands for the mark `</w>` that closes a word.) BPE starts from single bytes, so that no text
 is ever out of vocabulary, and then glues together, again and again, the two neighbours that are
@@ -36,17 +36,14 @@ import torch
 CLIP_MERGES = 48_894  # CLIP's file holds more merges than CLIP uses: 49,408 ids - 512 bytes - 2
 END_OF_WORD = "</w>"
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+BAD_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
 CACHE_LIMIT = 1 << 17  # chunks of text remembered with their ids: some tens of MB at most
 
 # A word is the tail of an English contraction, a run of letters, one digit (so that numbers do not
-# fill the vocabulary), or a run of anything else but white space.
-WORD = regex.compile(
-    r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
-    regex.IGNORECASE,  # texts are lower case by now, but CLIP's flag also takes "'ſ" (a long s)
-)
-LONE_SURROGATE = regex.compile(
-    "[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]"
-)
+# fill the vocabulary), or a run of anything else but white space. Texts are lower case by now, but
+# CLIP's flag also takes "'ſ" (a long s) for "'s".
+WORD = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+LONE = regex.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 
 # Merges are kept in text files that separate symbols by spaces, so each byte needs a character that
 # can be seen: the 188 printable bytes of Latin-1 stand for themselves, and the other 68 (controls,
@@ -56,6 +53,7 @@ PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_ORDER = PRINTABLE + sorted(set(range(256)) - set(PRINTABLE))  # id → byte
 BYTE_CHARS = [chr(b) for b in PRINTABLE] + [chr(256 + n) for n in range(256 - len(PRINTABLE))]
 BYTE_ID = {byte: i for i, byte in enumerate(BYTE_ORDER)}  # byte → id
+BYTE_SYMBOLS = BYTE_CHARS + [char + END_OF_WORD for char in BYTE_CHARS]  # ids 0 to 511
 
 Pair = tuple[int, int]
 
@@ -77,10 +75,10 @@ def clean(text: str) -> str:
 
 def clean_slowly(text: str) -> str:
     """What `clean` means, without its shortcut; a test holds the two equal."""
-    if lone := LONE_SURROGATE.search(text):
+    if lone := LONE.search(text):
         raise ValueError(
-            f"lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}: text must be valid "
-            "Unicode; read it with the right encoding, or with errors='replace'"
+            f"lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}: expected valid "
+            "Unicode; read the text with the right encoding, or with errors='replace'"
         )
     text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice: the web has "&amp;lt;" too
     return " ".join(text.split()).lower()
@@ -106,41 +104,41 @@ def word_to_bytes(word: str) -> list[int]:
     return ids
 
 
-def learn_merges(words: dict[str, int], count: int) -> list[Pair]:
-    """Learn up to `count` merges from words and how often each is seen.
+def learn_merges(words: dict[str, int], count: int) -> list[str]:
+    """Learn up to `count` merges, such as "th e</w>", from words and how often each is seen.
 
     Each step merges the pair of neighbours with the highest count; of equal counts, the pair with
     the smallest ids (so the older symbols), which makes the result independent of the order of
     texts. It stops early when every word is one symbol. Source: Sennrich et al. 2016, algorithm 1,
     with its hint to index pairs instead of counting anew: a merge only visits words that hold it.
     """
-    spelled = [(word_to_bytes(word), seen) for word, seen in words.items()]
+    spelled = [word_to_bytes(word) for word in words]
+    weights = list(words.values())
     counts: Counter[Pair] = Counter()
     where: defaultdict[Pair, set[int]] = defaultdict(set)  # pair → words that (may) hold it
-    for index, (ids, seen) in enumerate(spelled):
+    for index, ids in enumerate(spelled):
         for pair in pairwise(ids):
-            counts[pair] += seen
+            counts[pair] += weights[index]
             where[pair].add(index)
-    heap = [(-seen, pair) for pair, seen in counts.items()]
+    heap = [(-seen, pair) for pair, seen in counts.items()]  # the smallest entry comes out first
     heapq.heapify(heap)
 
-    merges: list[Pair] = []
+    symbols, merges = [*BYTE_SYMBOLS], []
     while heap and len(merges) < count:
         negative, best = heapq.heappop(heap)
         if counts[best] != -negative:  # an old entry: the count has changed since, and was pushed
             continue
-        new_id = 512 + len(merges)
-        merges.append(best)
+        left, right = symbols[best[0]], symbols[best[1]]
+        merges.append(f"{left} {right}")
+        symbols.append(left + right)
         changed = set()
         for index in where.pop(best):
-            ids, seen = spelled[index]
-            merged = merge(ids, best, new_id)
-            spelled[index] = (merged, seen)
-            for pair in pairwise(ids):
-                counts[pair] -= seen
+            for pair in pairwise(spelled[index]):
+                counts[pair] -= weights[index]
                 changed.add(pair)
-            for pair in pairwise(merged):
-                counts[pair] += seen
+            spelled[index] = merge(spelled[index], best, len(symbols) - 1)
+            for pair in pairwise(spelled[index]):
+                counts[pair] += weights[index]
                 where[pair].add(index)
                 changed.add(pair)
         for pair in changed:
@@ -150,21 +148,17 @@ def learn_merges(words: dict[str, int], count: int) -> list[Pair]:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Read a UTF-8 file, gzipped or not. ValueError where it is neither."""
-    try:
-        data = Path(path).read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a UTF-8 text file, or one gzipped: {error}") from error
+    """Read a UTF-8 file, gzipped or not."""
+    data = Path(path).read_bytes()
+    return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
 
 
 class Tokenizer:
     """Byte-level BPE. Ids: 256 bytes, 256 bytes that end a word, merges in order, start, end.
 
     Id 0 is also the padding, as in CLIP; and as the end token has the largest id, `ids.argmax(-1)`
-    finds it. Attributes: `context_length` (int), `symbols` (id → its characters in files).
+    finds it. Attributes: `context_length`; `vocab_size` = 514 + the number of merges; `start_id`;
+    `end_id` = vocab_size - 1; `symbols`, a list: id → its characters in files.
     """
 
     def __init__(self, merges: Iterable[str], context_length: int = 77) -> None:
@@ -173,44 +167,27 @@ class Tokenizer:
         ValueError for a context too short for start, one token and end, and for a merge that is not
         two known symbols, or makes one that is known already.
         """
-        if context_length < 3:
-            raise ValueError(
-                f"context_length must be at least 3 (start, a token, end), not {context_length}"
-            )
+        if not isinstance(context_length, int) or context_length < 3:
+            raise ValueError(f"context_length must be an integer from 3, not {context_length!r}")
         self.context_length = context_length
-        self.symbols = BYTE_CHARS + [char + END_OF_WORD for char in BYTE_CHARS]
+        self.symbols = [*BYTE_SYMBOLS]
         self._bytes = [bytes([b]) for b in BYTE_ORDER] + [bytes([b]) + b" " for b in BYTE_ORDER]
-        ids = {symbol: i for i, symbol in enumerate(self.symbols)}
         self._merges: dict[Pair, int] = {}  # pair of ids → id; a lower id was learned earlier
+        self._cache: dict[str, list[int]] = {}  # clean text between two spaces → ids
+        ids = {symbol: i for i, symbol in enumerate(self.symbols)}
         for number, line in enumerate(merges, 1):
             left, _, right = line.partition(" ")
             if left not in ids or right not in ids or left + right in ids:
-                raise ValueError(
-                    f"merge {number} is {line[:80]!r}; expected two known symbols with a space "
-                    "between them that make a new one"
-                )
+                expected = "two known symbols that make a new one, with a space between them"
+                raise ValueError(f"merge {number} is {line[:80]!r}, but must be {expected}")
             pair = ids[left], ids[right]
             ids[left + right] = self._merges[pair] = len(self.symbols)
             self.symbols.append(left + right)
             self._bytes.append(self._bytes[pair[0]] + self._bytes[pair[1]])
         self.symbols += SPECIALS
         self._bytes += [special.encode() for special in SPECIALS]
-        self._cache: dict[str, list[int]] = {}  # clean text between two spaces → ids
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids: 514 + the number of merges."""
-        return len(self.symbols)
-
-    @property
-    def start_id(self) -> int:
-        """Id of `<|startoftext|>`."""
-        return len(self.symbols) - 2
-
-    @property
-    def end_id(self) -> int:
-        """Id of `<|endoftext|>`, the largest of all."""
-        return len(self.symbols) - 1
+        self.vocab_size = len(self.symbols)
+        self.start_id, self.end_id = self.vocab_size - 2, self.vocab_size - 1
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, context_length: int = 77) -> Tokenizer:
@@ -221,9 +198,8 @@ class Tokenizer:
         specials alone), for no texts or none with a word, and for what `clean` refuses.
         """
         if vocab_size < 514:
-            raise ValueError(
-                f"vocab_size must be at least 514 (2 × 256 bytes, start, end), not {vocab_size}"
-            )
+            expected = "at least 514 (2 × 256 bytes, start, end)"
+            raise ValueError(f"vocab_size must be {expected}, not {vocab_size}")
         if isinstance(texts, str):
             raise TypeError("texts must be a list of str, not one str")
         chunks = Counter(chunk for text in texts for chunk in clean(text).split(" "))
@@ -233,13 +209,7 @@ class Tokenizer:
                 words[word] += seen
         if not words:
             raise ValueError("no texts to train on: expected at least one text with a word in it")
-        tokenizer = cls([], context_length)
-        symbols = tokenizer.symbols[:512]
-        lines = []
-        for left, right in learn_merges(words, vocab_size - 514):
-            lines.append(f"{symbols[left]} {symbols[right]}")
-            symbols.append(symbols[left] + symbols[right])
-        return cls(lines, context_length)
+        return cls(learn_merges(words, vocab_size - 514), context_length)
 
     @classmethod
     def from_clip(cls, merges_path: str | os.PathLike) -> Tokenizer:
@@ -247,52 +217,38 @@ class Tokenizer:
 
         `merges_path` is `bpe_simple_vocab_16e6.txt.gz` of openai/CLIP, of whose merges CLIP uses
         the first 48,894, or the `merges.txt` that the Hugging Face Hub keeps beside CLIP models.
-        Both start with a header line. ValueError for any other file.
+        Both start with a header line. ValueError for any other file, OSError for none.
         """
-        header, *lines = read_text(merges_path).splitlines() or [""]
-        merges = [line for line in lines[:CLIP_MERGES] if line]
-        if "#version" not in header or len(merges) != CLIP_MERGES:
-            raise ValueError(
-                f"{merges_path}: found {len(merges):,} merges after a first line {header[:60]!r}; "
-                f"expected a header line with '#version' and {CLIP_MERGES:,} merges"
-            )
         try:
+            header, *lines = read_text(merges_path).splitlines() or [""]
+            merges = [line for line in lines[:CLIP_MERGES] if line]
+            if "#version" not in header or len(merges) != CLIP_MERGES:
+                raise ValueError(f"{len(merges):,} merges after a first line {header[:60]!r}")
             return cls(merges, 77)
-        except ValueError as error:
-            raise ValueError(f"{merges_path}: {error}") from error
+        except (ValueError, *BAD_GZIP) as error:
+            expected = f"a header line with '#version' and {CLIP_MERGES:,} merges, perhaps gzipped"
+            raise ValueError(f"{merges_path}: expected {expected}; found: {error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Read what `save` wrote. ValueError where the file is something else."""
+        """Read what `save` wrote. ValueError where it is another thing; OSError if not there."""
         try:
             saved = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: expected a tokenizer in JSON: {error}") from error
-        keys = sorted(saved) if isinstance(saved, dict) else type(saved).__name__
-        if keys != ["context_length", "merges", "version"] or saved["version"] != 1:
-            raise ValueError(
-                f"{path}: found {str(keys)[:80]}; expected a tokenizer with context_length, merges "
-                "and version 1"
-            )
-        context_length, merges = saved["context_length"], saved["merges"]
-        if type(context_length) is not int or not isinstance(merges, list):
-            raise ValueError(f"{path}: expected an integer context_length and a list of merges")
-        if not all(isinstance(line, str) for line in merges):
-            raise ValueError(f"{path}: expected each merge as a string such as 'th e</w>'")
-        try:
-            return cls(merges, context_length)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            if saved["version"] != 1:
+                raise ValueError(f"version {saved['version']!r}")
+            return cls(saved["merges"], saved["context_length"])
+        except (ValueError, KeyError, TypeError, AttributeError, *BAD_GZIP) as error:
+            expected = "a tokenizer in JSON (version 1, context_length, merges)"
+            raise ValueError(f"{path}: expected {expected}; found: {error!r}") from error
 
     def save(self, path: str | os.PathLike) -> None:
         """Write version, context_length and merges as JSON: wholly, or not at all."""
-        symbols = self.symbols
-        merges = [f"{symbols[left]} {symbols[right]}" for left, right in self._merges]
+        merges = [" ".join(self.symbols[i] for i in pair) for pair in self._merges]
         saved = {"version": 1, "context_length": self.context_length, "merges": merges}
         temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"  # beside it, so that replace is atomic
         try:
-            text = json.dumps(saved, ensure_ascii=False, indent=1) + "\n"
-            Path(temporary).write_text(text, encoding="utf-8")
+            text = json.dumps(saved, ensure_ascii=False, indent=1)  # one merge a line
+            Path(temporary).write_text(text + "\n", encoding="utf-8")
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -327,12 +283,12 @@ class Tokenizer:
         which stays. One str is a list of one.
         """
         texts = [texts] if isinstance(texts, str) else texts
-        length = self.context_length
-        rows = []
-        for text in texts:
-            row = [self.start_id, *self.encode(text)[: length - 2], self.end_id]
-            rows.append(row + [0] * (length - len(row)))
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)  # (B, L)
+        tokens = torch.zeros(len(texts), self.context_length, dtype=torch.int64)  # (B, L)
+        rows = tokens.numpy()  # the same memory: NumPy fills short rows several times as fast
+        for row, text in zip(rows, texts, strict=True):
+            ids = self.encode(text)[: self.context_length - 2]
+            row[: len(ids) + 2] = [self.start_id, *ids, self.end_id]
+        return tokens
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids (a list, or an integer tensor of one row), each word followed by a space.

@@ -348,7 +348,7 @@ def test_training_errors() -> None:
     for texts in ([], [""], [" ", "\n"]):
         with pytest.raises(ValueError, match="no texts to train on"):
             Tokenizer.train(texts, 600)
-    with pytest.raises(ValueError, match=r"context_length must be at least 3 .*, not 2"):
+    with pytest.raises(ValueError, match="context_length must be an integer from 3, not 2"):
         Tokenizer.train(CAPTIONS, 600, context_length=2)
     with pytest.raises(TypeError, match="not one str"):
         Tokenizer.train("a dog", 600)
@@ -389,39 +389,44 @@ def test_missing_files(tmp_path: Path) -> None:
     for read in (Tokenizer.load, Tokenizer.from_clip):
         with pytest.raises(FileNotFoundError):
             read(tmp_path / "nothing")
-        with pytest.raises(ValueError, match="expected a UTF-8 text file"):
-            read(tmp_path)  # a folder
 
 
 GOOD = {"version": 1, "context_length": 16, "merges": ["t h", "th e</w>"]}
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "found"),
     [
-        (b"", "expected a tokenizer in JSON"),
-        (b"{", "expected a tokenizer in JSON"),
-        (b"\xff\xfe", "expected a UTF-8 text file"),
-        (b"[]", "found list; expected a tokenizer"),
-        ({"model": 1}, r"found \['model'\]; expected a tokenizer"),
-        ({**GOOD, "version": 2}, "expected a tokenizer with .* version 1"),
-        ({**GOOD, "context_length": "16"}, "expected an integer context_length"),
-        ({**GOOD, "context_length": True}, "expected an integer context_length"),
-        ({**GOOD, "context_length": 2}, "context_length must be at least 3"),
-        ({**GOOD, "merges": "t h"}, "a list of merges"),
-        ({**GOOD, "merges": [["t", "h"]]}, "each merge as a string"),
-        ({**GOOD, "merges": ["t h", "th"]}, "merge 2 is 'th'; expected two known symbols"),
+        (b"", "JSONDecodeError"),
+        (b"{", "JSONDecodeError"),
+        (b"\xff\xfe", "UnicodeDecodeError"),
+        (b"\x1f\x8b no gzip", "BadGzipFile"),
+        (b"[]", "TypeError"),
+        (b"3", "TypeError"),
+        ({"model": 1}, "KeyError.*version"),
+        ({"version": 1, "merges": []}, "KeyError.*context_length"),
+        ({**GOOD, "version": 2}, "version 2"),
+        ({**GOOD, "context_length": "16"}, "an integer from 3, not '16'"),
+        ({**GOOD, "context_length": True}, "an integer from 3, not True"),
+        ({**GOOD, "context_length": 16.0}, "an integer from 3, not 16.0"),
+        ({**GOOD, "context_length": 2}, "an integer from 3, not 2"),
+        ({**GOOD, "merges": "t h"}, "merge 1 is 't', but must be two known symbols"),
+        ({**GOOD, "merges": None}, "TypeError"),
+        ({**GOOD, "merges": [["t", "h"]]}, "AttributeError"),
+        ({**GOOD, "merges": ["t h", "th"]}, "merge 2 is 'th', but must be two known symbols"),
         ({**GOOD, "merges": ["th e</w>"]}, "merge 1 is 'th e</w>'"),
         ({**GOOD, "merges": ["t h", "t h"]}, "merge 2 is 't h'"),
         ({**GOOD, "merges": ["t h e"]}, "merge 1 is 't h e'"),
     ],
 )
-def test_malformed_json(tmp_path: Path, content: bytes | dict, message: str) -> None:
+def test_malformed_json(tmp_path: Path, content: bytes | dict, found: str) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(
+        ValueError, match=rf"expected a tokenizer in JSON .*; found: .*{found}"
+    ) as e:
         Tokenizer.load(path)
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert str(e.value).startswith(f"{path}: ") and "\n" not in str(e.value)
     path.write_text(json.dumps(GOOD))
     assert Tokenizer.load(path).vocab_size == 516  # the same file, mended
 
@@ -430,20 +435,21 @@ MANY = "\n".join(["t h"] * 48_894)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "found"),
     [
-        (b"", r"found 0 merges after a first line ''; expected .* 48,894 merges"),
-        (b"#version: 0.2\nt h\n", r"found 1 merges .*expected .* 48,894 merges"),
-        (MANY.encode(), "expected a header line with '#version'"),
-        (f"#version: 0.2\n{MANY}".encode(), "merge 2 is 't h'; expected two known symbols"),
-        (gzip.compress(b"#version: 0.2\n" * 99)[:-12], "a UTF-8 text file, or one gzipped"),
-        (b"\x1f\x8b not gzip at all", "expected a UTF-8 text file, or one gzipped"),
-        (b"\xff\xfe", "expected a UTF-8 text file"),
+        (b"", "0 merges after a first line ''"),
+        (b"#version: 0.2\nt h\n", "1 merges after a first line '#version: 0.2'"),
+        (MANY.encode(), "48,893 merges after a first line 't h'"),
+        (f"t h\n{MANY}".encode(), "48,894 merges after a first line 't h'"),
+        (f"#version: 0.2\n{MANY}".encode(), "merge 2 is 't h', but must be two known symbols"),
+        (gzip.compress(b"#version: 0.2\n" * 99)[:-12], "Compressed file ended"),
+        (b"\x1f\x8b not gzip at all", "Unknown compression method"),
+        (b"\xff\xfe", "'utf-8' codec can't decode byte 0xff"),
     ],
 )
-def test_malformed_merges(tmp_path: Path, content: bytes, message: str) -> None:
+def test_malformed_merges(tmp_path: Path, content: bytes, found: str) -> None:
     path = tmp_path / "merges.txt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=rf"expected .* 48,894 merges.*; found: {found}") as e:
         Tokenizer.from_clip(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(e.value).startswith(f"{path}: ") and "\n" not in str(e.value)

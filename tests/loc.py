@@ -1,0 +1,56 @@
+"""Lines of code, room by room, and the budget that the project keeps (make loc).
+
+Counted is what a reader has to read as code: not blank lines, comments or docstrings.
+"""
+
+import ast
+import sys
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CORE = ("miniclip/model.py", "miniclip/tokenizer.py", "miniclip/data.py", "miniclip/shapes.py",
+        "miniclip/train.py", "kernels/clip_loss.py")
+CORE_BUDGET, ALL_BUDGET, FILE_BUDGET = 1500, 3500, 400
+IGNORED = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+           tokenize.ENDMARKER, tokenize.ENCODING)
+
+
+def docstring_lines(tree: ast.Module) -> set[int]:
+    """Numbers of all lines that belong to a module's, class's or function's docstring."""
+    lines = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+                node, clean=False) is not None:
+            lines.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return lines
+
+
+def count(path: Path) -> int:
+    """Lines of code of one file."""
+    with tokenize.open(path) as file:
+        text = file.read()
+    lines = set()
+    for token in tokenize.generate_tokens(iter(text.splitlines(keepends=True)).__next__):
+        if token.type not in IGNORED:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines - docstring_lines(ast.parse(text)))
+
+
+def counts() -> dict[str, int]:
+    """{path below the root: lines of code} of miniclip/ and kernels/."""
+    paths = sorted([*ROOT.glob("miniclip/*.py"), *ROOT.glob("kernels/*.py")])
+    return {str(path.relative_to(ROOT)): count(path) for path in paths}
+
+
+def main() -> int:
+    found = counts()
+    for path, lines in found.items():
+        print(f"{lines:6}  {path}{'  (core)' if path in CORE else ''}")
+    core, total = sum(found.get(path, 0) for path in CORE), sum(found.values())
+    print(f"{core:6}  core, of at most {CORE_BUDGET:,}\n{total:6}  all, of at most {ALL_BUDGET:,}")
+    return int(core > CORE_BUDGET or total > ALL_BUDGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""The training loop: it learns, it resumes bit for bit, it stops safely, it says what went wrong.
+
+Tiny models on the built-in scenes; each run takes seconds.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from miniclip import checkpoint, data
+from miniclip.config import TINY, TrainConfig
+from miniclip.train import Diverged, bf16_is_fast, build_optimizers, pick_device, schedule, train
+
+MODEL = replace(TINY, vision_width=48, text_width=48, embed_dim=32, vision_heads=2, text_heads=2,
+                vision_layers=1, stem=(8, 8), vocab_size=700, context_length=24)
+CONFIG = TrainConfig(data="shapes", limit=64, steps=6, batch_size=16, eval_every=2, warmup=2)
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(data, "SHAPES_SPLITS", {"train": (64, 1), "validation": (24, 2)})
+
+
+def losses(folder, steps=None):
+    """The loss of every evaluation-free row of metrics.jsonl."""
+    return [row for row in checkpoint.read_rows(folder / "metrics.jsonl")]
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    monkeypatch.setattr("miniclip.train.LOG_EVERY", 1)
+
+
+def test_a_run_leaves_what_it_promises(tmp_path, every_step):
+    metrics = train(CONFIG, MODEL, tmp_path / "run", device="cpu")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"model.safetensors", "config.json", "train.json", "tokenizer.json", "state.pt",
+                     "metrics.jsonl", "metrics.json", "similarity.jsonl", "curves.png",
+                     "similarity.png", "retrieval.png", "zero_shot.png"}
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
+    rows = losses(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "images" in row] == [0, 2, 4, 6]
+    assert set(metrics["shapes"]) == {"held_out", "relations"}
+    best = max((row for row in rows if "images" in row), key=lambda row: (
+        row["image_to_text"]["R@10"] + row["text_to_image"]["R@10"]))
+    assert metrics["image_to_text"] == best["image_to_text"]  # the best, not the last, is kept
+    assert metrics["training"]["best_step"] == best["step"]
+
+
+def test_it_learns_a_batch_by_heart(tmp_path, every_step):
+    """16 pairs, seen again and again: the loss falls far below that of guessing, ln 16."""
+    config = replace(CONFIG, limit=16, steps=60, eval_every=60, crop=1.0, jitter=0.0, warmup=5)
+    train(config, MODEL, tmp_path / "run", device="cpu")
+    rows = [row for row in losses(tmp_path / "run") if "loss" in row]
+    assert abs(rows[0]["loss"] - math.log(16)) < 0.7
+    assert rows[-1]["loss"] < 0.7 and rows[-1]["accuracy"] > 0.8
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path, every_step):
+    for name in ("a", "b"):
+        train(CONFIG, MODEL, tmp_path / name, device="cpu")
+    for file in ("metrics.jsonl", "similarity.jsonl", "model.safetensors", "curves.png",
+                 "retrieval.png"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    train(replace(CONFIG, seed=1), MODEL, tmp_path / "c", device="cpu")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+class Killed(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("when", ["before the save", "in the save", "after the save"])
+def test_resume_is_bit_for_bit(tmp_path, every_step, monkeypatch, when):
+    train(CONFIG, MODEL, tmp_path / "whole", device="cpu")
+    real = torch.save
+
+    def broken_save(state, path):
+        if state["progress"]["step"] == 4:
+            if when == "in the save":
+                path.write_bytes(b"half a file")
+            if when != "after the save":
+                raise Killed
+        real(state, path)
+
+    def broken_step(self, step, real=data.Batches.__getitem__):
+        if step == 5:
+            raise Killed
+        return real(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", broken_save)
+        patch.setattr(data.Batches, "__getitem__", broken_step)
+        with pytest.raises(Killed):
+            train(CONFIG, MODEL, tmp_path / "cut", device="cpu")
+    expected = 4 if when == "after the save" else 2
+    assert checkpoint.load_state(tmp_path / "cut")["progress"]["step"] == expected
+    train(CONFIG, checkpoint.load_config(type(MODEL), tmp_path / "cut/config.json"),
+          tmp_path / "cut", device="cpu", resume=True)
+    for file in ("metrics.jsonl", "similarity.jsonl", "model.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+SCRIPT = """
+import sys, time
+from miniclip import checkpoint, data
+from miniclip.cli import main
+data.SHAPES_SPLITS = {"train": (64, 1), "validation": (24, 2)}
+slow = sys.argv.pop(1) == "slow"
+if slow:  # a save that takes long enough to be killed in
+    import torch
+    real = torch.save
+    def save(state, path):
+        real(state, path)
+        print("SAVING", flush=True)
+        time.sleep(1)
+    torch.save = save
+sys.exit(main(sys.argv[1:]))
+"""
+SMALL = ["--data", "shapes", "--limit", "64", "--batch-size", "16", "--warmup", "2",
+         "--vision-width", "48", "--text-width", "48", "--embed-dim", "32", "--vision-heads", "2",
+         "--text-heads", "2", "--vision-layers", "1", "--stem", "8,8", "--vocab-size", "700",
+         "--device", "cpu"]
+
+
+def launch(mode, *arguments):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, mode, "train", *arguments], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+
+
+def test_sigkill_in_the_middle_of_a_save(tmp_path):
+    run = ["--run", str(tmp_path / "cut")]
+    process = launch("slow", *run, *SMALL, "--steps", "20", "--eval-every", "5")
+    for _ in range(2):  # the second save: the first, of step 5, is whole
+        assert process.stdout.readline() == "SAVING\n", process.stderr.read()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert checkpoint.load_state(tmp_path / "cut")["progress"]["step"] == 5
+    for mode in (["--resume", *run, "--device", "cpu"],
+                 ["--run", str(tmp_path / "whole"), *SMALL, "--steps", "20", "--eval-every", "5"]):
+        process = launch("plain", *mode)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    for file in ("metrics.jsonl", "model.safetensors"):
+        assert ((tmp_path / "cut" / file).read_bytes()
+                == (tmp_path / "whole" / file).read_bytes()), file
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    folder = tmp_path / "run"
+    process = launch("plain", "--run", str(folder), *SMALL, "--steps", "100000",
+                     "--eval-every", "100000")
+    deadline = time.time() + 60
+    while not losses(folder)[1:] and time.time() < deadline:  # some steps are done
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"miniclip train --run {folder} --resume" in err and "Traceback" not in err
+    assert checkpoint.load_state(folder)["progress"]["step"] > 0
+
+
+def test_a_loss_that_is_no_number_stops_with_a_diagnosis(tmp_path, monkeypatch):
+    def poisoned(self, step, real=data.Batches.__getitem__):
+        pixels, tokens = real(self, step)
+        return (pixels * float("nan") if step == 4 else pixels), tokens
+
+    monkeypatch.setattr(data.Batches, "__getitem__", poisoned)
+    with pytest.raises(Diverged, match="step 5: loss nan.*learning-rate"):
+        train(CONFIG, MODEL, tmp_path / "run", device="cpu")
+    state = checkpoint.load_state(tmp_path / "run")
+    assert state["progress"]["step"] == 4
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+    checkpoint.load(tmp_path / "run")  # the best weights are still there and whole
+
+
+def test_the_scale_never_passes_100(tmp_path, every_step, monkeypatch):
+    monkeypatch.setattr("miniclip.model.MAX_SCALE", 14.5)  # reached soon; the mechanism is the same
+    config = replace(CONFIG, learning_rate=0.05, steps=12, limit=16, crop=1.0, jitter=0.0)
+    train(config, MODEL, tmp_path / "run", device="cpu")
+    scales = [row["scale"] for row in losses(tmp_path / "run") if "scale" in row]
+    assert max(scales) <= 14.5 * (1 + 1e-5)
+
+
+def test_the_schedule():
+    config = TrainConfig(steps=100, warmup=10)
+    values = [schedule(step, config) for step in range(100)]
+    assert values[0] == 0.1 and values[9] == 1 and values[10] == 1
+    assert np.all(np.diff(values[10:]) < 0) and 0 < values[-1] < 0.001
+    assert abs(schedule(55, config) - 0.5) < 1e-9
+
+
+def test_who_trains_what():
+    from miniclip.model import CLIP
+
+    model = CLIP(MODEL).init_weights(torch.Generator().manual_seed(0))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    adamw, muon = build_optimizers(model, CONFIG)
+    decayed, plain = (
+        {names[id(p)] for p in group["params"]} for group in adamw.param_groups)
+    matrices = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    assert len(decayed) + len(plain) + len(matrices) == len(names)
+    assert "logit_scale" in plain and "text.tokens.weight" in plain
+    assert {"vision.positions", "text.positions", "vision.norm_post.weight"} <= plain
+    assert not {name for name in plain if ".weight" in name} - {
+        name for name in plain if "norm" in name or "tokens" in name}
+    assert all(".blocks." in name and name.endswith("weight") for name in matrices)
+    assert "vision.projection" in decayed and adamw.param_groups[1]["weight_decay"] == 0
+    only_adamw = build_optimizers(model, replace(CONFIG, muon_learning_rate=0.0))
+    assert len(only_adamw) == 1 and sum(len(g["params"]) for g in only_adamw[0].param_groups) == (
+        len(names))
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    assert isinstance(bf16_is_fast(torch.device("cpu")), bool)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' is not here; found: .*cpu"):
+            pick_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_it_trains_on_a_gpu(tmp_path):
+    metrics = train(replace(CONFIG, steps=20, eval_every=10), MODEL, tmp_path / "run", "cuda")
+    assert metrics["training"]["bf16"] is True
+
+
+def test_without_the_hub_it_says_so_and_trains_on_shapes(tmp_path, monkeypatch, capsys):
+    def refused(name):
+        raise data.HubUnreachable("ConnectError: connection refused")
+
+    monkeypatch.delenv("MINICLIP_DATA", raising=False)
+    monkeypatch.setattr(data, "check_hub", refused)
+    metrics = train(replace(CONFIG, data=""), MODEL, tmp_path / "run", device="cpu")
+    said = capsys.readouterr().err
+    assert "connection refused" in said and "MINICLIP_DATA" in said and "shapes" in said
+    assert metrics["training"]["data"] == "shapes:train" and "shapes" in metrics
+    assert json.loads((tmp_path / "run/train.json").read_text())["data"] == "shapes"
+    with pytest.raises(ValueError, match="out of reach"):  # asked for by name: an error
+        train(replace(CONFIG, data="jxie/flickr8k"), MODEL, tmp_path / "named", device="cpu")
+    assert not (tmp_path / "named").exists()
