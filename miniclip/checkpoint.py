@@ -46,9 +46,7 @@ def save_state(folder: Path, state: dict):
 
 
 def load_state(folder: Path) -> dict:
-    """state.pt as `save_state` was given it; ValueError where there is none."""
-    if not (folder / "state.pt").is_file():
-        raise ValueError(f"{folder} holds no state.pt to resume from; start without --resume")
+    """state.pt as `save_state` was given it."""
     return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
 
 

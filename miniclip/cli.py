@@ -39,7 +39,7 @@ def parse_tuple(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 32,64") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 32,64") from None
 
 
 def chosen(arguments, kind) -> dict:
@@ -55,7 +55,9 @@ def run_train(arguments):
     if arguments.resume:
         if settings or shape:
             raise ValueError("--resume takes every setting from the run; leave out "
-                             f"{', '.join(f'--{n}' for n in (settings | shape))}")
+                             + ", ".join(f"--{n.replace('_', '-')}" for n in settings | shape))
+        if not (folder / "state.pt").is_file():
+            raise ValueError(f"{folder} holds nothing to resume; leave out --resume to start there")
         config = load_config(TrainConfig, folder / "train.json")
         model_config = load_config(ModelConfig, folder / "config.json")
     else:

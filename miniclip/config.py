@@ -49,7 +49,7 @@ class ModelConfig:
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
-                raise ValueError(f"{tower}_width {width} is not a multiple of {tower}_heads {heads}")
+                raise ValueError(f"{tower}_width {width} is no multiple of {tower}_heads {heads}")
             if getattr(self, f"{tower}_layers") < 0:
                 raise ValueError(f"{tower}_layers is negative; it must be 0 or more")
         if self.image_size % self.patch_size or self.patch_size % self.stride:
@@ -99,6 +99,9 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}; contrast needs at least 2 pairs")
+        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "warmup", "limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is {self.crop}; it is a share of the area, in (0, 1]")
         for name in ("jitter", "word_dropout"):
@@ -135,9 +138,16 @@ def save_config(config, path: Path):
 
 
 def load_config(kind, path: Path):
-    """Read a ModelConfig or TrainConfig (`kind`) back. ValueError names an unknown setting."""
-    values = json.loads(Path(path).read_text())
-    known = {f.name for f in fields(kind)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{path}: unknown settings {', '.join(unknown)}")
-    return replace(kind(), **values)
+    """Read a ModelConfig or TrainConfig (`kind`) back; ValueError names what does not fit."""
+    try:
+        values = json.loads(Path(path).read_text())
+        known = {f.name: type(f.default) for f in fields(kind)}
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"unknown settings {', '.join(unknown)}")
+        for name, value in values.items():
+            fits = {float: (int, float), tuple: list}.get(known[name], known[name])
+            if not isinstance(value, fits):
+                raise ValueError(f"{name} is {value!r}, not of type {known[name].__name__}")
+        return replace(kind(), **values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no {kind.__name__}: {error}") from error

@@ -31,11 +31,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from miniclip import shapes
+from miniclip import drawing, shapes
 from miniclip.config import TrainConfig
 from miniclip.tokenizer import Tokenizer
 
-CACHE_VERSION = 1  # raise it when the same source would give other pixels or captions
+CACHE_VERSION = 2  # raise it when the same source would give other pixels or captions
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's 400 M training images (openai/CLIP)
 STD = (0.26862954, 0.26130258, 0.27577711)
 HUB_DEFAULT = "jxie/flickr8k"
@@ -85,10 +85,12 @@ class Source:
     def identity(self, split: str) -> str:
         """What the cache's key must know of the source, so that changed files are seen."""
         if self.kind == "shapes":
-            return Path(shapes.__file__).read_text() + str(SHAPES_SPLITS)
+            texts = (Path(room.__file__).read_text() for room in (drawing, shapes))
+            return "\n".join([*texts, str(SHAPES_SPLITS)])
         if self.kind == "hub":
             return self.where
-        paths = sorted(p for p in Path(self.where).iterdir() if p.is_file())
+        folders = [p for name in IMAGE_FOLDERS if (p := Path(self.where) / name).is_dir()]
+        paths = sorted(p for folder in folders for p in folder.iterdir() if p.is_file())
         return "\n".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
 
     def rows(self, split: str) -> Iterator[tuple[str, object, list[str]]]:
@@ -118,6 +120,26 @@ def shapes_rows(split: str):
 
 
 def table_rows(source: Source, split: str):
+    """`read_table`, with the errors of the libraries below it told in one line."""
+    import pyarrow
+
+    try:
+        yield from read_table(source, split)
+    except pyarrow.ArrowException as error:  # Arrow says what is wrong, but not where
+        raise ValueError(f"{source.where}, {split}, can't be read: {one_line(error)}") from error
+    except (ValueError, HubUnreachable):
+        raise
+    except Exception as error:  # the Hub answered, but its files are refused or broke off
+        if source.kind != "hub":
+            raise
+        raise HubUnreachable(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def read_table(source: Source, split: str):
     """Rows of a Hub data set or of local parquet shards, streamed: only what is read is fetched.
 
     Columns: `image` and one or several of `caption`, `caption_0`, `caption_1`, …
@@ -125,7 +147,7 @@ def table_rows(source: Source, split: str):
     import datasets  # takes a second; only those who need it wait
 
     if source.kind == "hub":
-        check_hub(source.where)
+        check_hub(source)
         args, options = (source.where,), {}
     else:
         shards = {}
@@ -148,23 +170,29 @@ def table_rows(source: Source, split: str):
     # Undecoded, so that one broken image is counted and not fatal.
     table = table.cast_column("image", datasets.Image(decode=False))
     for i, row in enumerate(table):
-        image = row["image"] or {}
-        yield image.get("path") or f"row {i}", image.get("bytes"), [row[c] or "" for c in captions]
+        image, texts = row["image"] or {}, [row[c] or "" for c in captions]
+        if wrong := next((t for t in texts if not isinstance(t, str)), None):
+            raise ValueError(f"{source.where}: captions must be text; found in row {i}: "
+                             f"{str(wrong)[:80]}")
+        yield image.get("path") or f"row {i}", image.get("bytes"), texts
 
 
-def check_hub(name: str):
-    """One quick question before `datasets` retries for half a minute. Raises HubUnreachable."""
+def check_hub(source: Source):
+    """One quick question before `datasets` retries for half a minute. Raises HubUnreachable.
+
+    ValueError if someone asked for a data set that isn't there; of the default, which nobody asked
+    for, a proxy's 403 only means that the Hub is out of reach.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        HfApi().dataset_info(name, timeout=10)
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403, 404):
-            raise ValueError(f"the Hub has no public data set {name!r}") from error
-        raise HubUnreachable(str(error)) from error
+        HfApi().dataset_info(source.where, timeout=10)
     except Exception as error:  # any transport's own error; the reason is told, never swallowed
-        raise HubUnreachable(f"{type(error).__name__}: {error}") from error
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        if source.explicit and status in (401, 403, 404):
+            raise ValueError(f"the Hub has no public data set {source.where!r}") from error
+        raise HubUnreachable(f"{type(error).__name__}: {one_line(error)}") from error
 
 
 def folder_rows(root: Path, split: str):
@@ -182,7 +210,7 @@ def folder_rows(root: Path, split: str):
     captions = read_captions(file)
     lists = {"train": "train", "validation": "dev", "test": "test"}
     lists = {name: root / f"Flickr_8k.{stem}Images.txt" for name, stem in lists.items()}
-    splits = {name: path.read_text().split() for name, path in lists.items() if path.is_file()}
+    splits = {name: read_text(path).split() for name, path in lists.items() if path.is_file()}
     if not splits:
         ranked = sorted(captions, key=lambda name: hashlib.sha256(name.encode()).digest())
         held_out = set(ranked[:-(-len(ranked) // 10)])
@@ -196,18 +224,25 @@ def folder_rows(root: Path, split: str):
         yield name, next((p for p in paths if p.is_file()), None), captions.get(name, [])
 
 
-def read_captions(file: Path) -> dict[str, list[str]]:
-    """{image name: captions}, in the file's order. ValueError names what is wrong with the file."""
+def read_text(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+
+
+def read_captions(file: Path) -> dict[str, list[str]]:
+    """{image name: captions}, in the file's order. ValueError names what is wrong with the file."""
+    text = read_text(file)
     captions: dict[str, list[str]] = {}
     if file.name == "Flickr8k.token.txt":  # name.jpg#0<TAB>A child in a pink dress …
         rows = [re.split(r"#\d+\t", line, maxsplit=1) for line in text.splitlines() if line.strip()]
         header, form = ["image", "caption"], "name.jpg#0<tab>caption"
     else:
-        header, *rows = list(csv.reader(io.StringIO(text), skipinitialspace=True)) or [[]]
+        try:
+            header, *rows = list(csv.reader(io.StringIO(text), skipinitialspace=True)) or [[]]
+        except csv.Error as error:  # a quote never closed, for one
+            raise ValueError(f"{file} is not a table of image,caption: {error}") from error
         form = "image,caption (quote a caption that has a comma)"
     if [h.strip().lower() for h in header] != ["image", "caption"]:
         raise ValueError(f"{file} must begin with the header image,caption; "
@@ -233,7 +268,7 @@ def resize_crop(image: Image.Image, size: int) -> np.ndarray:
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = round((width - size) / 2), round((height - size) / 2)  # as torchvision's crop
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 

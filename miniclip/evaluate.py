@@ -47,18 +47,26 @@ def ranks(image_features: torch.Tensor, text_features: torch.Tensor, owner: np.n
     if len(torch.unique(owner)) != N:
         raise ValueError("every image needs at least one caption to be searched for")
     image_ranks, text_ranks = [], []
-    rows = max(1, CHUNK_FLOATS // M)
-    for start in range(0, N, rows):
-        scores = image_features[start:start + rows] @ text_features.T  # (n, M)
-        own = owner[None, :] == torch.arange(start, start + len(scores))[:, None]
+    for part in chunks(N, M):
+        scores = image_features[part] @ text_features.T  # (n, M)
+        own = owner == part[:, None]
         best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
         image_ranks.append(1 + ((scores >= best) & ~own).sum(1))
-    rows = max(1, CHUNK_FLOATS // N)
-    for start in range(0, M, rows):
-        scores = text_features[start:start + rows] @ image_features.T  # (m, N)
-        right = scores.gather(1, owner[start:start + rows, None])
+    for part in chunks(M, N):
+        scores = text_features[part] @ image_features.T  # (m, N)
+        right = scores.gather(1, owner[part, None])
         text_ranks.append((scores >= right).sum(1))  # the right one counts itself: 1 is the top
     return torch.cat(image_ranks), torch.cat(text_ranks)
+
+
+def chunks(rows: int, columns: int) -> tuple[torch.Tensor, ...]:
+    """Row numbers in even parts, of about CHUNK_FLOATS scores each.
+
+    Never a part of one row: for it BLAS takes another path, on which equal features can get scores
+    that differ in the last bit, and a tie would be lost.
+    """
+    most = max(3, CHUNK_FLOATS // columns)
+    return torch.arange(rows).tensor_split(-(-rows // most))
 
 
 def recalls(ranks: torch.Tensor) -> dict[str, float]:

@@ -155,6 +155,8 @@ class CLIP(nn.Module):
                     module.bias.zero_()
             elif isinstance(module, nn.Linear):
                 module.bias.zero_()
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
         for tower in (self.vision, self.text):
             width = tower.positions.shape[1]
             normal(tower.positions, 0.01)

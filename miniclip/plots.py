@@ -2,6 +2,7 @@
 whenever the same figures are drawn on the same machine.
 """
 
+import json
 import math
 import textwrap
 from pathlib import Path
@@ -10,12 +11,12 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")  # files only; no window, no display
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-from miniclip import shapes  # noqa: E402
-from miniclip.checkpoint import read_rows  # noqa: E402
-from miniclip.data import Pairs, fit  # noqa: E402
-from miniclip.evaluate import class_vectors, embed_images, embed_texts  # noqa: E402
+from miniclip import shapes
+from miniclip.checkpoint import read_rows
+from miniclip.data import Pairs, fit
+from miniclip.evaluate import class_vectors, embed_images, embed_texts
 
 BLUE, ORANGE, GREEN, RED, GRAY = "#3566a8", "#d9822b", "#3a8f4d", "#c23b3b", "#8a8a8a"
 STYLE = {
@@ -33,6 +34,13 @@ def save(figure, path: Path):
     plt.close(figure)
 
 
+def mark(axis, height: float, label: str):
+    """A dashed line at a height that means something, named at its right end."""
+    axis.axhline(height, color=GRAY, ls="--", lw=1)
+    axis.text(0.99, height, label, color=GRAY, ha="right", va="bottom",
+              transform=axis.get_yaxis_transform())
+
+
 def training_curves(rows: list[dict], batch_size: int, images: int, path: Path):
     """metrics.jsonl → loss with ln B, the loss of guessing; R@10 both ways with its chance."""
     steps = [row for row in rows if "loss" in row]
@@ -40,18 +48,16 @@ def training_curves(rows: list[dict], batch_size: int, images: int, path: Path):
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
         left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=BLUE, lw=1)
-        left.axhline(math.log(batch_size), color=GRAY, ls="--", lw=1)
-        left.text(0, math.log(batch_size), f" ln {batch_size}: guessing", color=GRAY, va="bottom")
+        mark(left, math.log(batch_size), f"ln {batch_size}, the loss of guessing")
         left.set(title="Contrastive loss of the training batches", xlabel="step", ylim=(0, None))
         for way, color, label in (("image_to_text", BLUE, "image → text"),
                                   ("text_to_image", ORANGE, "text → image")):
             right.plot([r["step"] for r in tests], [r[way]["R@10"] for r in tests], "o-",
                        color=color, ms=3, lw=1.2, label=label)
-        right.axhline(1000 / images, color=GRAY, ls="--", lw=1)
-        right.text(0, 1000 / images, " chance", color=GRAY, va="bottom")
+        mark(right, 1000 / images, "chance")
         right.set(title=f"R@10 on {images:,} images never trained on, %", xlabel="step",
                   ylim=(0, None))
-        right.legend(loc="upper left", bbox_to_anchor=(0, 0.95))
+        right.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
         save(figure, path)
 
 
@@ -93,7 +99,8 @@ def retrieval_sheet(model, tokenizer, pairs: Pairs, path: Path):
             rank = (found[row] == owner).nonzero().item() + 1
             axes[row, 0].axis("off")
             axes[row, 0].text(0, 0.5, "\n".join(textwrap.wrap(query, 30)) + f"\n(rank {rank:,})",
-                              va="center", fontsize=8, color=GREEN if rank <= FOUND else "black")
+                              va="center", fontsize=8, color=GREEN if rank <= FOUND else "black",
+                              parse_math=False)  # "$5 and $6" is no formula
             for axis, i in zip(axes[row, 1:], found[row, :FOUND].tolist()):
                 show(axis, pairs.images[i], GREEN if i == owner else None)
         figure.suptitle(f"What sentences find among {len(pairs):,} images never trained on")
@@ -122,10 +129,10 @@ def zero_shot_sheet(model, tokenizer, pairs: Pairs, path: Path):
             show(picture, image)
             top = row.argsort(descending=True)[:4].tolist()
             colors = [GREEN if i == label else GRAY if label is not None else BLUE for i in top]
-            bars.barh(range(4), row[top].numpy(), color=colors)
+            bars.barh(range(4), row[top].numpy(), color=colors, alpha=0.45)
             bars.set(xlim=(0, 1), ylim=(3.6, -0.8), xticks=[], yticks=[])
             for k, i in enumerate(top):
-                bars.text(0.02, k, f"{names[i]} {row[i]:.0%}", va="center", fontsize=7)
+                bars.text(0.02, k, f"{names[i]} {row[i]:.0%}", va="center", fontsize=8)
             bars.spines[:].set_visible(False)
         figure.suptitle(f"Zero-shot: the nearest of {len(names)} classes, "
                         "“a photo of a …”, none of them taught as a label")
@@ -139,3 +146,32 @@ def draw_run(folder: Path, model, tokenizer, pairs: Pairs, batch_size: int):
     similarity_matrices(read_rows(folder / "similarity.jsonl"), folder / "similarity.png")
     retrieval_sheet(model, tokenizer, pairs, folder / "retrieval.png")
     zero_shot_sheet(model, tokenizer, pairs, folder / "zero_shot.png")
+
+
+def scenes_sheet(path: Path, seed: int = 4):
+    """Generated scenes with one caption each, and one scene in every style."""
+    images, captions, scenes = shapes.generate(14, seed)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(3, 7, figsize=(9.6, 5.4))
+        for axis, image, texts in zip(axes.flat, images, captions):
+            show(axis, image)
+            axis.set_xlabel("\n".join(textwrap.wrap(min(texts, key=len), 20)), fontsize=7)
+        axes[2, 0].axis("off")
+        axes[2, 0].text(0, 0.5, "one scene,\nshifted", va="center")
+        for axis, style in zip(axes[2, 1:], shapes.STYLES):
+            show(axis, shapes.render(scenes[0], np.random.default_rng(seed), style))
+            axis.set_xlabel(style, fontsize=7)
+        save(figure, path)
+
+
+def draw_results(folder: Path = Path(__file__).parent / "results"):
+    """The README's pictures, from the figures that `make record` keeps."""
+    scenes_sheet(folder / "scenes.png")
+    for path in sorted(folder.glob("*.json")):
+        metrics = json.loads(path.read_text())
+        training_curves(read_rows(path.with_suffix(".jsonl")), metrics["training"]["batch_size"],
+                        metrics["images"], path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    draw_results()

@@ -1,4 +1,4 @@
-"""What a person types: settings reach the run, and bad input gets one clear line and exit code 2."""
+"""What a person types: settings reach the run; bad input gets one clear line and exit code 2."""
 
 import json
 from dataclasses import fields, replace
@@ -45,11 +45,13 @@ def run(tmp_path):
 
 
 def refused(capsys, *arguments) -> str:
-    """The one line that a refused command prints."""
+    """The one line that a refused command prints, after what the cache says of new data."""
     assert main([str(a) for a in arguments]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith(f"miniclip {arguments[0]}: ")
-    return err
+    told, last = [*err.splitlines()[:-1]], err.splitlines()[-1]
+    assert out == "" and last.startswith(f"miniclip {arguments[0]}: ")
+    assert all(line.startswith("shapes, ") for line in told)
+    return last
 
 
 def test_eval_prints_the_promised_json(run, capsys):
@@ -69,8 +71,9 @@ def test_eval_prints_a_table(run, capsys):
 
 
 def test_load_gives_what_the_readme_shows(run):
-    import miniclip
     from PIL import Image
+
+    import miniclip
 
     model, tokenizer, transform = miniclip.load(run)
     pixels = transform(Image.new("L", (100, 30)))[None]

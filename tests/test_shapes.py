@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 
 from miniclip import shapes
-from miniclip.shapes import (
-    BACKGROUNDS,
-    COLOURS,
-    HELD_OUT,
-    PAINT,
-    SHAPES,
-    STYLES,
-    THINGS,
-    Object,
-    Scene,
-)
+from miniclip.drawing import BACKGROUNDS, PAINT, SHAPES, TEXTURES, THINGS
+from miniclip.shapes import COLOURS, HELD_OUT, STYLES, Object, Scene
 
 # Written here once more: the tests read captions as a person would, not as the code does.
 GROUNDS = {
@@ -319,7 +310,7 @@ def test_no_object_leaves_the_picture(scenes):
         assert not far[[0, -1]].any() and not far[:, [0, -1]].any(), scene
 
 
-@pytest.mark.parametrize("texture", shapes.TEXTURES)
+@pytest.mark.parametrize("texture", TEXTURES)
 def test_the_colour_of_an_object_is_most_of_it(texture):
     for colour, shape in product(COLOURS, SHAPES):
         ground = next(g for g in BACKGROUNDS if shapes.visible(colour, g))
