@@ -50,7 +50,7 @@ def load_state(folder: Path) -> dict:
     return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
 
 
-def append_rows(path: Path, row: dict):
+def append_row(path: Path, row: dict):
     """Add one line of JSON."""
     with open(path, "a") as file:
         file.write(json.dumps(row) + "\n")

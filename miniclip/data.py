@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -304,10 +305,7 @@ def decode(image, size: int) -> tuple[np.ndarray | None, str]:
     if isinstance(image, np.ndarray):
         return resize_crop(Image.fromarray(image), size), ""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(image if isinstance(image, Path) else io.BytesIO(image))
-        with opened as picture:
+        with Image.open(image if isinstance(image, Path) else io.BytesIO(image)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return None, "too large"
             odd = "animated, first frame taken" if getattr(picture, "n_frames", 1) > 1 else (
@@ -380,10 +378,13 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
     """Decode a split into a temporary folder, then rename it: readers see all of it or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    damaged = building.with_name(f"{building.name}.damaged")
     try:
         captions, skipped, odd = [], Counter(), Counter()
         rows = islice(source.rows(split), limit or None)
-        with open(building / "images.u8", "wb") as file, ThreadPoolExecutor() as pool:
+        with (open(building / "images.u8", "wb") as file, ThreadPoolExecutor() as pool,
+              warnings.catch_warnings()):  # around all threads, which share their filters
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             while chunk := list(islice(rows, 256)):
                 decoded = pool.map(lambda row: decode(row[1], size), chunk)
                 for (_, _, texts), (pixels, note) in zip(chunk, decoded):
@@ -402,7 +403,8 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
         meta = {"captions": captions, "summary": summary}
         (building / "meta.json").write_text(json.dumps(meta))
         if folder.exists() and read_meta(folder, size) is None:
-            shutil.rmtree(folder)  # damaged
+            with suppress(FileNotFoundError):  # another run may be putting it aside, too
+                folder.rename(damaged)
         try:
             building.rename(folder)
         except OSError:  # another run was faster: what it wrote is the same
@@ -410,7 +412,8 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
                 raise
         return meta
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        for left in (building, damaged):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------- batches

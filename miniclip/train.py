@@ -237,15 +237,9 @@ class Run:
                 progress["step"] = step + 1
                 bar.update()
                 if (step + 1) % LOG_EVERY == 0:
-                    similarities = image_features.detach() @ text_features.detach().T  # (B, B)
-                    right = similarities.argmax(1).cpu() == torch.arange(len(similarities))
                     rate = (bar.n - bar.initial) * len(pixels) / (time.perf_counter() - begin)
-                    row = {"step": step + 1, "loss": loss.item(), "scale": scale.item(),
-                           "accuracy": right.double().mean().item(),
-                           "learning_rate": config.learning_rate * schedule(step, config)}
-                    checkpoint.append_rows(self.folder / "metrics.jsonl", row)
-                    bar.set_postfix_str(f"loss {row['loss']:.3f}, scale {row['scale']:.1f}, right "
-                                        f"{row['accuracy']:.0%}, {rate:.0f} pairs/s")
+                    told = self.log(image_features.detach(), text_features.detach(), loss, scale)
+                    bar.set_postfix_str(f"{told}, {rate:.0f} pairs/s")
                 last = step + 1 == config.steps
                 due = last or (step + 1) % config.eval_every == 0
                 if due:
@@ -255,6 +249,16 @@ class Run:
                     self.save()
                 if stop.asked and not last:
                     raise KeyboardInterrupt
+
+    def log(self, image_features, text_features, loss, scale) -> str:
+        """One line of metrics.jsonl, and the same for the eye."""
+        nearest = (image_features @ text_features.T).argmax(1).cpu()  # (B,) texts, one per image
+        accuracy = (nearest == torch.arange(len(nearest))).double().mean().item()
+        step = self.progress["step"]
+        checkpoint.append_row(self.folder / "metrics.jsonl", {
+            "step": step, "loss": loss.item(), "scale": scale.item(), "accuracy": accuracy,
+            "learning_rate": self.config.learning_rate * schedule(step - 1, self.config)})
+        return f"loss {loss.item():.3f}, scale {scale.item():.1f}, right {accuracy:.0%}"
 
     def save(self):
         checkpoint.save_state(self.folder, {
@@ -267,11 +271,11 @@ class Run:
         metrics = retrieval(self.model, self.tokenizer, self.held_out)
         mean = (metrics["image_to_text"]["R@10"] + metrics["text_to_image"]["R@10"]) / 2
         step = self.progress["step"]
-        checkpoint.append_rows(self.folder / "metrics.jsonl", {"step": step, **metrics})
+        checkpoint.append_row(self.folder / "metrics.jsonl", {"step": step, **metrics})
         shown = min(SHOWN, len(self.held_out))
         matrix = embed_images(self.model, self.held_out.images[:shown]) @ embed_texts(
             self.model, self.tokenizer, [c[0] for c in self.held_out.captions[:shown]]).T
-        checkpoint.append_rows(self.folder / "similarity.jsonl", {
+        checkpoint.append_row(self.folder / "similarity.jsonl", {
             "step": step, "cosines": [[round(x, 4) for x in row] for row in matrix.tolist()]})
         if mean > self.progress["best"]:
             self.progress.update(best=mean, best_step=step)

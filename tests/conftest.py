@@ -1,0 +1,37 @@
+"""Fixtures for every test: caches of their own, no Hub, and nothing from the user's environment."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+SCRATCH = Path(tempfile.mkdtemp(prefix="miniclip-tests."))
+REAL_DATA = os.environ.pop("MINICLIP_DATA", "")
+# Set here, before any import of `datasets`, which reads them once. Nothing listens on port 9 of
+# this machine, so a test that asks the Hub by mistake is refused at once, also behind a proxy.
+os.environ.update(
+    MINICLIP_CACHE=str(SCRATCH / "cache"), HF_HOME=str(SCRATCH / "hub"),
+    HF_ENDPOINT="http://127.0.0.1:9", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """One cache for the whole set, so that the built-in scenes are drawn once; no MINICLIP_DATA."""
+    monkeypatch.setenv("MINICLIP_CACHE", str(SCRATCH / "cache"))
+    monkeypatch.delenv("MINICLIP_DATA", raising=False)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of parquet shards that MINICLIP_DATA named, for the few tests that look at it."""
+    folder = Path(REAL_DATA).expanduser()
+    if not REAL_DATA or not any(folder.glob("*.parquet")):
+        pytest.skip("real photographs are not here: set MINICLIP_DATA to a folder with Flickr8k's "
+                    "parquet files")
+    return folder
