@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from miniclip_kernels.clip_loss import clip_loss
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
@@ -74,17 +75,36 @@ def fast_math(device: torch.device):
             yield
 
 
-def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest.
+class Muon(torch.optim.Muon):
+    """Muon (Jordan et al. 2024) that takes convolutions too.
 
-    Muon replaces a matrix's momentum by the nearest orthogonal matrix: all directions of the
-    update get the same length, the rare ones too. Weights decay only where they multiply.
+    It replaces a matrix's momentum by the nearest orthogonal matrix, so that every direction of
+    the update has the same length, the rare ones too. A kernel (out, in, k, k) is a matrix as well:
+    (out, in · k · k), which multiplies patches.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float):
+        self.kernels = [p for p in parameters if p.ndim == 4]
+        self.matrices = [nn.Parameter(p.data.view(len(p), -1)) for p in self.kernels]  # one memory
+        plain = [p for p in parameters if p.ndim == 2]
+        super().__init__([*plain, *self.matrices], lr=lr, weight_decay=weight_decay)
+
+    def step(self):
+        for kernel, matrix in zip(self.kernels, self.matrices):
+            matrix.grad, kernel.grad = kernel.grad.flatten(1), None
+        super().step()
+
+
+def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of blocks and convolutions, AdamW for the rest.
+
+    Weights decay only where they multiply: not gains, biases, embeddings and the scale.
     """
     matrices, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name.endswith(("positions", "tokens.weight")):
-            plain.append(parameter)  # gains, biases, embeddings, the scale
-        elif config.muon_learning_rate and ".blocks." in name:
+            plain.append(parameter)
+        elif config.muon_learning_rate and not name.endswith("projection"):
             matrices.append(parameter)
         else:
             decayed.append(parameter)
@@ -93,8 +113,7 @@ def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optim
     optimizers = [torch.optim.AdamW(
         groups, config.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)]
     if matrices:
-        optimizers.append(torch.optim.Muon(
-            matrices, config.muon_learning_rate, weight_decay=config.weight_decay))
+        optimizers.append(Muon(matrices, config.muon_learning_rate, config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -63,7 +63,8 @@ def theirs(config, precision):
         text_config=shared | {
             "hidden_size": config.text_width, "intermediate_size": 4 * config.text_width,
             "num_hidden_layers": config.text_layers, "num_attention_heads": config.text_heads,
-            "vocab_size": config.vocab_size, "eos_token_id": config.vocab_size - 1,
+            "vocab_size": config.vocab_size, "bos_token_id": config.vocab_size - 2,
+            "eos_token_id": config.vocab_size - 1, "pad_token_id": 0,
             "max_position_embeddings": config.context_length}))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), eps=1e-6)
 

@@ -209,17 +209,37 @@ def test_who_trains_what():
     adamw, muon = build_optimizers(model, CONFIG)
     decayed, plain = (
         {names[id(p)] for p in group["params"]} for group in adamw.param_groups)
-    matrices = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    kernels = {names[id(p)] for p in muon.kernels}
+    assert kernels == {name for name in names.values() if "stem" in name or "patches" in name} - plain
+    matrices = kernels | {
+        names[id(p)] for p in muon.param_groups[0]["params"] if id(p) in names}
     assert len(decayed) + len(plain) + len(matrices) == len(names)
     assert "logit_scale" in plain and "text.tokens.weight" in plain
     assert {"vision.positions", "text.positions", "vision.norm_post.weight"} <= plain
     assert not {name for name in plain if ".weight" in name} - {
         name for name in plain if "norm" in name or "tokens" in name}
-    assert all(".blocks." in name and name.endswith("weight") for name in matrices)
+    assert all(name.endswith("weight") for name in matrices)
     assert "vision.projection" in decayed and adamw.param_groups[1]["weight_decay"] == 0
     only_adamw = build_optimizers(model, replace(CONFIG, muon_learning_rate=0.0))
     assert len(only_adamw) == 1 and sum(len(g["params"]) for g in only_adamw[0].param_groups) == (
         len(names))
+
+
+def test_muon_moves_kernels_as_the_matrices_they_are():
+    """The same gradient moves a convolution and a matrix of the same numbers alike."""
+    from miniclip.train import Muon
+
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(6, 4, 3, 3, generator=generator))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    optimizers = [Muon([p], 0.1, 0.01) for p in (kernel, matrix)]
+    for _ in range(3):
+        gradient = torch.randn(6, 36, generator=generator)
+        matrix.grad, kernel.grad = gradient, gradient.view(6, 4, 3, 3)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.equal(kernel.flatten(1), matrix) and kernel.grad is None
 
 
 def test_devices():
