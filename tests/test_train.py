@@ -210,7 +210,7 @@ def test_who_trains_what():
     decayed, plain = (
         {names[id(p)] for p in group["params"]} for group in adamw.param_groups)
     kernels = {names[id(p)] for p in muon.kernels}
-    assert kernels == {name for name in names.values() if "stem" in name or "patches" in name} - plain
+    assert kernels == {n for n in names.values() if "stem" in n or "patches" in n} - plain
     matrices = kernels | {
         names[id(p)] for p in muon.param_groups[0]["params"] if id(p) in names}
     assert len(decayed) + len(plain) + len(matrices) == len(names)
