@@ -22,7 +22,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -378,7 +377,6 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
     """Decode a split into a temporary folder, then rename it: readers see all of it or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    damaged = building.with_name(f"{building.name}.damaged")
     try:
         captions, skipped, odd = [], Counter(), Counter()
         rows = islice(source.rows(split), limit or None)
@@ -402,18 +400,15 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
             raise ValueError(f"{source.where}, {split}: nothing to learn from ({summary})")
         meta = {"captions": captions, "summary": summary}
         (building / "meta.json").write_text(json.dumps(meta))
-        if folder.exists() and read_meta(folder, size) is None:
-            with suppress(FileNotFoundError):  # another run may be putting it aside, too
-                folder.rename(damaged)
         try:
             building.rename(folder)
-        except OSError:  # another run was faster: what it wrote is the same
+        except OSError:  # another run was faster: what it wrote is the same, unless it is damaged
             if read_meta(folder, size) is None:
-                raise
+                for name in ("images.u8", "meta.json"):  # and two that mend it write the same
+                    os.replace(building / name, folder / name)
         return meta
     finally:
-        for left in (building, damaged):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------- batches

@@ -91,16 +91,13 @@ class VisionTransformer(nn.Module):
         self.norm_post = nn.LayerNorm(width)
         self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
 
-    def forward(self, pixels, keep=None):
+    def forward(self, pixels):
         pixels = pixels.contiguous(memory_format=torch.channels_last)  # faster convolutions
         x = self.patches(self.stem(pixels))  # (B, C, S/P, S/P)
         x = x.flatten(2).transpose(1, 2)  # (B, T, C)
         if self.class_token is not None:
             x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        x = x + self.positions
-        if keep is not None:  # (B, K): patch dropout, training only
-            x = x.gather(1, keep[:, :, None].expand(-1, -1, x.shape[2]))  # (B, K, C)
-        x = self.blocks(self.norm_pre(x))
+        x = self.blocks(self.norm_pre(x + self.positions))
         # OpenAI normalises the class token alone; over the mean of all tokens it is the same idea.
         x = x[:, 0] if self.class_token is not None else x.mean(dim=1)  # (B, C)
         return self.norm_post(x) @ self.projection  # (B, D)
@@ -192,8 +189,8 @@ class CLIP(nn.Module):
         features = self.text(tokens)
         return F.normalize(features, dim=-1) if normalize else features
 
-    def forward(self, pixels, tokens, keep=None):
+    def forward(self, pixels, tokens):
         """→ (image_features (B, D), text_features (B, D), multiplier ()), features of length 1."""
-        image_features = F.normalize(self.vision(pixels, keep), dim=-1)
+        image_features = self.encode_image(pixels, normalize=True)
         text_features = self.encode_text(tokens, normalize=True)
         return image_features, text_features, self.logit_scale.exp()

@@ -96,23 +96,20 @@ class Muon(torch.optim.Muon):
 
 
 def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of blocks and convolutions, AdamW for the rest.
+    """Muon for every matrix that features pass through, AdamW for the rest.
 
-    Weights decay only where they multiply: not gains, biases, embeddings and the scale.
+    Only those matrices decay: not gains, biases, embeddings and the scale.
     """
-    matrices, decayed, plain = [], [], []
+    matrices, rest = [], []
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or name.endswith(("positions", "tokens.weight")):
-            plain.append(parameter)
-        elif config.muon_learning_rate and not name.endswith("projection"):
-            matrices.append(parameter)
-        else:
-            decayed.append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay},
-              {"params": plain, "weight_decay": 0.0}]
+        plain = parameter.ndim < 2 or name.endswith(("positions", "tokens.weight"))
+        (rest if plain else matrices).append(parameter)
+    groups = [{"params": rest, "weight_decay": 0.0}]
+    if not config.muon_learning_rate:
+        groups.append({"params": matrices, "weight_decay": config.weight_decay})
     optimizers = [torch.optim.AdamW(
         groups, config.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)]
-    if matrices:
+    if config.muon_learning_rate:
         optimizers.append(Muon(matrices, config.muon_learning_rate, config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:

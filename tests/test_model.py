@@ -177,9 +177,10 @@ def test_without_a_stem_the_patches_are_one_matrix_product():
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_the_image_tower_without_blocks_by_hand(pool, pre_norm):
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_image_tower_around_its_blocks_by_hand(layers, pool, pre_norm):
     """Where positions are added, what is normalised and what is pooled."""
-    tower = build(replace(STEMLESS, vision_layers=0, pool=pool, pre_norm=pre_norm)).vision
+    tower = build(replace(STEMLESS, vision_layers=layers, pool=pool, pre_norm=pre_norm)).vision
     pixels = random_pixels()
     x = cut(pixels, 8) @ tower.patches.weight.flatten(1).T
     if pool == "cls":
@@ -187,6 +188,8 @@ def test_the_image_tower_without_blocks_by_hand(pool, pre_norm):
     x = x + tower.positions
     if pre_norm:
         x = F.layer_norm(x, (24,), tower.norm_pre.weight, tower.norm_pre.bias)
+    for block in tower.blocks:  # what a block does: see above
+        x = block(x)
     x = x.mean(1) if pool == "mean" else x[:, 0]
     x = F.layer_norm(x, (24,), tower.norm_post.weight, tower.norm_post.bias)
     torch.testing.assert_close(tower(pixels), x @ tower.projection)

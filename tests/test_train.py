@@ -207,22 +207,19 @@ def test_who_trains_what():
     model = CLIP(MODEL).init_weights(torch.Generator().manual_seed(0))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     adamw, muon = build_optimizers(model, CONFIG)
-    decayed, plain = (
-        {names[id(p)] for p in group["params"]} for group in adamw.param_groups)
-    kernels = {names[id(p)] for p in muon.kernels}
-    assert kernels == {n for n in names.values() if "stem" in n or "patches" in n} - plain
-    matrices = kernels | {
+    plain = {names[id(p)] for p in adamw.param_groups[0]["params"]}
+    matrices = {names[id(p)] for p in muon.kernels} | {
         names[id(p)] for p in muon.param_groups[0]["params"] if id(p) in names}
-    assert len(decayed) + len(plain) + len(matrices) == len(names)
-    assert "logit_scale" in plain and "text.tokens.weight" in plain
-    assert {"vision.positions", "text.positions", "vision.norm_post.weight"} <= plain
-    assert not {name for name in plain if ".weight" in name} - {
-        name for name in plain if "norm" in name or "tokens" in name}
-    assert all(name.endswith("weight") for name in matrices)
-    assert "vision.projection" in decayed and adamw.param_groups[1]["weight_decay"] == 0
-    only_adamw = build_optimizers(model, replace(CONFIG, muon_learning_rate=0.0))
-    assert len(only_adamw) == 1 and sum(len(g["params"]) for g in only_adamw[0].param_groups) == (
-        len(names))
+    assert plain | matrices == set(names.values()) and not plain & matrices
+    assert {"logit_scale", "text.tokens.weight", "vision.positions", "text.positions",
+            "vision.norm_post.weight", "vision.stem.0.bias"} <= plain
+    assert {"vision.stem.0.weight", "vision.patches.weight", "vision.projection",
+            "text.blocks.0.attention.qkv.weight"} <= matrices
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0]
+    assert muon.param_groups[0]["weight_decay"] == CONFIG.weight_decay
+    (only,) = build_optimizers(model, replace(CONFIG, muon_learning_rate=0.0))
+    assert [group["weight_decay"] for group in only.param_groups] == [0, CONFIG.weight_decay]
+    assert {names[id(p)] for p in only.param_groups[1]["params"]} == matrices
 
 
 def test_muon_moves_kernels_as_the_matrices_they_are():
