@@ -29,7 +29,10 @@ def clip_loss(image_features, text_features, logit_scale, *, backend="auto"):
 
 def dense_loss(image_features, text_features, logit_scale):
     """Two N × N matrices kept for the backward pass: clear, and fast for small N."""
-    similarities = logit_scale * (image_features @ text_features.T).float()  # (N, N)
+    similarities = image_features @ text_features.T  # (N, N)
+    if similarities.dtype in (torch.bfloat16, torch.float16):
+        similarities = similarities.float()  # sums of exponentials need float32
+    similarities = logit_scale * similarities
     labels = torch.arange(len(similarities), device=similarities.device)
     rows = F.cross_entropy(similarities, labels)
     columns = F.cross_entropy(similarities.T, labels)

@@ -33,6 +33,12 @@ def embed_texts(model, tokenizer, texts: list[str], batch_size: int = 500) -> to
         for t in tokens.split(batch_size)])
 
 
+def check_finite(*features: torch.Tensor):
+    """NaN compares as smaller than everything: without this a broken model would win."""
+    if not all(torch.isfinite(f).all() for f in features):
+        raise ValueError("features hold NaN or infinite values: the model has diverged")
+
+
 def ranks(image_features: torch.Tensor, text_features: torch.Tensor, owner: np.ndarray):
     """Where the first right answer stands, 1 being the top → (N,) for images, (M,) for texts.
 
@@ -40,8 +46,7 @@ def ranks(image_features: torch.Tensor, text_features: torch.Tensor, owner: np.n
     own texts. Ties count against the model: a wrong answer that scores just as high stands before
     the right one. In chunks: no N × M matrix is held.
     """
-    if not (torch.isfinite(image_features).all() and torch.isfinite(text_features).all()):
-        raise ValueError("features hold NaN or infinite values: the model has diverged")
+    check_finite(image_features, text_features)
     N, M = len(image_features), len(text_features)
     owner = torch.as_tensor(owner)
     if len(torch.unique(owner)) != N:
@@ -105,7 +110,9 @@ def zero_shot(model, tokenizer, images: np.ndarray, labels: np.ndarray, names: l
     Nothing is trained: the classes are sentences (Radford et al. 2021, section 3.1; lecture,
     minute 18:44).
     """
-    scores = embed_images(model, images) @ class_vectors(model, tokenizer, names).T  # (N, C)
+    images, classes = embed_images(model, images), class_vectors(model, tokenizer, names)
+    check_finite(images, classes)
+    scores = images @ classes.T  # (N, C)
     return round(100 * (scores.argmax(1) == torch.as_tensor(labels)).double().mean().item(), 2)
 
 
