@@ -11,8 +11,9 @@ from pathlib import Path
 
 from miniclip import checkpoint
 from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_config
-from miniclip.data import Source, load_pairs
+from miniclip.data import load_pairs
 from miniclip.evaluate import retrieval
+from miniclip.sources import Source
 from miniclip.train import Diverged, pick_device, train
 
 

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from miniclip import checkpoint, plots
 from miniclip.config import MODELS, ModelConfig, TrainConfig, save_config
-from miniclip.data import Batches, HubUnreachable, Pairs, Source, load_pairs
+from miniclip.data import Batches, Pairs, load_pairs
 from miniclip.evaluate import embed_images, embed_texts, retrieval, shapes_report
 from miniclip.model import CLIP
+from miniclip.sources import HubUnreachable, Source
 from miniclip.tokenizer import Tokenizer
 
 LOG_EVERY = 10  # steps

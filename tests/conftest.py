@@ -28,6 +28,20 @@ def own_environment(monkeypatch):
 
 
 @pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache for one test."""
+    monkeypatch.setenv("MINICLIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An empty folder for a test's own data."""
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.fixture
 def real_data() -> Path:
     """The folder of parquet shards that MINICLIP_DATA named, for the few tests that look at it."""
     folder = Path(REAL_DATA).expanduser()

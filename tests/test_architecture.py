@@ -10,8 +10,9 @@ import loc
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = [{"config"}, {"drawing"}, {"shapes", "tokenizer"}, {"data"}, {"model"}, {"checkpoint"},
-         {"pretrained"}, {"evaluate"}, {"plots"}, {"train"}, {"transfer", "search"}, {"cli"}]
+ORDER = [{"config"}, {"drawing"}, {"shapes", "tokenizer"}, {"sources"}, {"data"}, {"model"},
+         {"checkpoint"}, {"pretrained"}, {"evaluate"}, {"plots"}, {"train"}, {"transfer", "search"},
+         {"cli"}]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ROOMS = sorted((ROOT / "miniclip").glob("*.py"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from miniclip import checkpoint, data
+from miniclip import checkpoint, sources
 from miniclip.cli import build_parser, main
 from miniclip.config import (
     MODELS,
@@ -26,7 +26,7 @@ SMALL = replace(TINY, vision_width=32, text_width=32, embed_dim=16, vision_heads
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(data, "SHAPES_SPLITS", {"train": (40, 1), "validation": (20, 2)})
+    monkeypatch.setattr(sources, "SHAPES_SPLITS", {"train": (40, 1), "validation": (20, 2)})
 
 
 @pytest.fixture
@@ -104,6 +104,7 @@ def test_a_broken_run_is_named(run, capsys, breakage, message):
     (["--data", "/no/such/folder"], "no such folder"),
     (["--data", "no such"], "no such folder"),
     (["--data", "shapes", "--split", "tset"], "found: "),
+    (["--data", "shapes", "--limit", "-1"], "limit is -1; it must not be negative"),
 ])
 def test_eval_refuses_bad_data(run, capsys, arguments, message):
     assert message in refused(capsys, "eval", run, *arguments)

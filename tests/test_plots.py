@@ -10,10 +10,11 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from miniclip import data, plots
+from miniclip import plots, sources
 from miniclip.config import TINY
-from miniclip.data import Pairs, Source, load_pairs
+from miniclip.data import Pairs, load_pairs
 from miniclip.model import CLIP
+from miniclip.sources import Source
 from miniclip.tokenizer import Tokenizer
 
 SMALL = replace(TINY, image_size=32, vision_width=24, text_width=24, embed_dim=16, vision_heads=2,
@@ -24,7 +25,7 @@ SMALL = replace(TINY, image_size=32, vision_width=24, text_width=24, embed_dim=1
 def pairs() -> Pairs:
     """Generated scenes; the name tells the zero-shot sheet what they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "SHAPES_SPLITS", {"validation": (20, 2)})
+        patch.setattr(sources, "SHAPES_SPLITS", {"validation": (20, 2)})
         return load_pairs(Source.find("shapes"), "validation", SMALL.image_size)
 
 

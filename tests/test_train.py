@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from miniclip import checkpoint, data
+from miniclip import checkpoint, data, sources
 from miniclip.config import TINY, TrainConfig
 from miniclip.train import Diverged, bf16_is_fast, build_optimizers, pick_device, schedule, train
 
@@ -27,7 +27,7 @@ CONFIG = TrainConfig(data="shapes", limit=64, steps=6, batch_size=16, eval_every
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(data, "SHAPES_SPLITS", {"train": (64, 1), "validation": (24, 2)})
+    monkeypatch.setattr(sources, "SHAPES_SPLITS", {"train": (64, 1), "validation": (24, 2)})
 
 
 def losses(folder):
@@ -113,9 +113,9 @@ def test_resume_is_bit_for_bit(tmp_path, every_step, monkeypatch, when):
 
 SCRIPT = """
 import sys, time
-from miniclip import checkpoint, data
+from miniclip import checkpoint, sources
 from miniclip.cli import main
-data.SHAPES_SPLITS = {"train": (64, 1), "validation": (24, 2)}
+sources.SHAPES_SPLITS = {"train": (64, 1), "validation": (24, 2)}
 slow = sys.argv.pop(1) == "slow"
 if slow:  # a save that takes long enough to be killed in
     import torch
@@ -256,10 +256,10 @@ def test_it_trains_on_a_gpu(tmp_path):
 
 def test_without_the_hub_it_says_so_and_trains_on_shapes(tmp_path, monkeypatch, capsys):
     def refused(name):
-        raise data.HubUnreachable("ConnectError: connection refused")
+        raise sources.HubUnreachable("ConnectError: connection refused")
 
     monkeypatch.delenv("MINICLIP_DATA", raising=False)
-    monkeypatch.setattr(data, "check_hub", refused)
+    monkeypatch.setattr(sources, "check_hub", refused)
     metrics = train(replace(CONFIG, data=""), MODEL, tmp_path / "run", device="cpu")
     said = capsys.readouterr().err
     assert "connection refused" in said and "MINICLIP_DATA" in said and "shapes" in said

@@ -1,0 +1,79 @@
+"""Small data sets that the tests of sources.py and data.py write: one plain colour an image."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from miniclip.data import Pairs, load_pairs
+from miniclip.sources import Source
+
+SIZE = 16
+
+
+def colour(i: int) -> tuple[int, int, int]:
+    """Image i is of one colour, so that an image that changed places is seen."""
+    return (37 * i % 256, (91 * i + 40) % 256, (151 * i + 80) % 256)
+
+
+def picture(i: int, width=40, height=30) -> Image.Image:
+    return Image.new("RGB", (width, height), colour(i))
+
+
+def flat(mode, value, width=40, height=30) -> Image.Image:
+    return Image.new(mode, (width, height), value)
+
+
+def noise(width=60, height=40, channels=3) -> Image.Image:
+    """An image that does not compress, so that cutting its file cuts pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    return Image.fromarray(pixels.squeeze())
+
+
+def encoded(image: Image.Image, format="PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def texts(i: int, count=5) -> list[str]:
+    return [f"caption {k} of image {i}" for k in range(count)]
+
+
+def write_shard(path: Path, ids, images=None, captions=None):
+    """Parquet as the Hub has it: image struct<bytes, path>, caption_0 … caption_4."""
+    images = images or [encoded(picture(i)) for i in ids]
+    captions = captions or [texts(i) for i in ids]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [image and {"bytes": image, "path": f"{i}.png"} for i, image in zip(ids, images)]
+    columns = {f"caption_{k}": list(column) for k, column in enumerate(zip(*captions))}
+    pq.write_table(pa.table({"image": pa.array(rows, kind), **columns}), path)
+
+
+def write_images(folder: Path, ids):
+    folder.mkdir(exist_ok=True)
+    for i in ids:
+        (folder / f"{i}.jpg").write_bytes(encoded(picture(i), "JPEG"))
+
+
+def write_csv(path: Path, ids, count=5):
+    """Several rows an image, image by image in every round, as shuffled files have them."""
+    rows = [f'{i}.jpg,"{text}, in colour"' for k in range(count) for i in ids
+            for text in [texts(i)[k]]]
+    path.write_text("\n".join(["image,caption", *rows]) + "\n", encoding="utf-8")
+
+
+def check_pairs(pairs: Pairs, ids, captions=texts):
+    """The right pixels with the right captions, in this order."""
+    assert len(pairs) == len(ids) and pairs.images.shape == (len(ids), SIZE, SIZE, 3)
+    assert pairs.images.dtype == np.uint8
+    for image, found, i in zip(pairs.images, pairs.captions, ids, strict=True):
+        assert np.abs(image.astype(int) - colour(i)).max() < 8, f"image {i}"
+        assert found == captions(i)
+
+
+def load(where, split="train", limit=0) -> Pairs:
+    return load_pairs(Source.find(str(where)), split, SIZE, limit)
