@@ -109,14 +109,16 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
 
 
-TINY = ModelConfig(
-    embed_dim=192, image_size=64, patch_size=16, stem=(32, 64),
+TINY = ModelConfig(  # 16 image tokens: small enough for a laptop
+    embed_dim=192, image_size=64, patch_size=16, stem=(32, 64, 128),
     vision_width=192, vision_layers=2, vision_heads=3, pool="mean", pre_norm=False,
     vocab_size=4096, context_length=32, text_width=192, text_layers=1, text_heads=3,
     quick_gelu=False)
+SMALL = replace(TINY, patch_size=8, stem=(64, 128, 256))  # 64 image tokens, wider convolutions
 
 MODELS = {
     "tiny": TINY,
+    "small": SMALL,
     "ViT-B/32": ModelConfig(),
     "ViT-B/16": ModelConfig(patch_size=16),
     "ViT-L/14": ModelConfig(
@@ -129,6 +131,10 @@ MODELS = {
 
 PRESETS = {
     "flickr8k-5min": TrainConfig(steps=2000),
+    "flickr8k-20min": TrainConfig(
+        model="small", steps=3700, crop=0.5, jitter=0.3, word_dropout=0.1, eval_every=500),
+    "tiny": TrainConfig(limit=2000, steps=700, eval_every=100),
+    "shapes": TrainConfig(data="shapes", steps=700, eval_every=100, crop=1.0, jitter=0.0),
 }
 
 

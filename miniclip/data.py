@@ -145,7 +145,8 @@ def load_pairs(source: Source, split: str, size: int, limit: int = 0) -> Pairs:
         print(f"{source.where}, {split}: {meta['summary']}", file=sys.stderr)
     shape = (len(meta["captions"]), size, size, 3)
     images = np.memmap(folder / "images.u8", np.uint8, "r", shape=shape)
-    return Pairs(images, meta["captions"], f"{source.where}:{split}", meta["summary"])
+    name = source.where if source.kind == "hub" else Path(source.where).name  # a folder's own name
+    return Pairs(images, meta["captions"], f"{name}:{split}", meta["summary"])
 
 
 def read_meta(folder: Path, size: int) -> dict | None:
