@@ -130,10 +130,10 @@ MODELS = {
 }
 
 PRESETS = {
-    "flickr8k-5min": TrainConfig(steps=2000),
+    "flickr8k-5min": TrainConfig(model="small", steps=1100),
     "flickr8k-20min": TrainConfig(
         model="small", steps=3700, crop=0.5, jitter=0.3, word_dropout=0.1, eval_every=500),
-    "tiny": TrainConfig(limit=2000, steps=700, eval_every=100),
+    "tiny": TrainConfig(limit=2000, steps=1000, crop=0.5, jitter=0.3, word_dropout=0.1),
     "shapes": TrainConfig(data="shapes", steps=700, eval_every=100, crop=1.0, jitter=0.0),
 }
 

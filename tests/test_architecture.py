@@ -1,6 +1,7 @@
 """The shape of the project: rooms, order of imports, names, budget, and the README's tree."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import loc
 import pytest
+
+from miniclip.config import PRESETS
 
 ROOT = Path(__file__).parent.parent
 ORDER = [{"config"}, {"drawing"}, {"shapes", "tokenizer"}, {"sources"}, {"data"}, {"model"},
@@ -137,3 +140,25 @@ def test_make_help_lists_every_target():
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()
     out = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in out.stdout.splitlines()[1:len(phony) + 1]] == phony
+
+
+RESULTS = sorted((ROOT / "miniclip" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_the_readmes_figures_are_the_recorded_ones(path):
+    metrics = json.loads(path.read_text())
+    command = "make train-tiny" if path.stem == "tiny" else f"PRESET={path.stem}"
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines()
+            if line.startswith("|") and command in line]
+    assert len(rows) == 1, f"README.md needs one row for {command}"
+    if "shapes" in metrics:
+        figures = [metrics["shapes"]["held_out"]["plain"], metrics["shapes"]["relations"]]
+    else:
+        figures = [metrics[way]["R@10"] for way in ("image_to_text", "text_to_image")]
+    for figure in [*figures, metrics["training"]["seconds"] / 60]:
+        assert f"{figure:.1f}" in rows[0], f"{path.name} says {figure:.1f}"
+
+
+def test_every_preset_is_recorded():
+    assert {path.stem for path in RESULTS} == set(PRESETS)
