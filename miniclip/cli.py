@@ -125,7 +125,8 @@ def print_training(metrics: dict, folder: Path):
 Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:
   miniclip eval {folder} --split validation --json    the figures again, for a script
   make train                                          5 minutes for a much better model
-  make train PRESET=flickr8k-20min                    20 minutes for the best recipe here""")
+  make train PRESET=flickr8k-20min                    20 minutes for the best recipe here
+  make train PRESET=shapes                            2 minutes on generated scenes""")
 
 
 def build_parser() -> argparse.ArgumentParser:

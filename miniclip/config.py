@@ -86,6 +86,7 @@ class TrainConfig:
     warmup: int = setting(100, "steps of linear warm-up; a cosine to zero follows")
     clip_norm: float = setting(1.0, "longest gradient, as a norm over all parameters")
     crop: float = setting(0.6, "smallest share of the area in a random resized crop; 1: no crop")
+    flip: bool = setting(True, "mirror half of the images; not where captions say left and right")
     jitter: float = setting(0.2, "largest relative change of brightness, contrast, saturation")
     word_dropout: float = setting(0.0, "chance of each caption token to be left out")
     eval_every: int = setting(200, "steps between two evaluations on the validation split")
@@ -129,12 +130,19 @@ MODELS = {
         vision_heads=16, text_width=768, text_heads=12),
 }
 
-PRESETS = {
+PRESETS = {  # all swept on Flickr8k's validation split, on two cores of a CPU with AMX
+    # What helped most: Muon on every matrix, convolutions included (R@10 +3), 64 tokens instead of
+    # 16, a third convolution, wider convolutions (+1 to 2 each), the random resized crop.
     "flickr8k-5min": TrainConfig(model="small", steps=1100),
+    # Three times as long needs more augmentation: smaller crops, more colour, words left out.
     "flickr8k-20min": TrainConfig(
         model="small", steps=3700, crop=0.5, jitter=0.3, word_dropout=0.1, eval_every=500),
+    # A third of the images overfits sooner still.
     "tiny": TrainConfig(limit=2000, steps=1000, crop=0.5, jitter=0.3, word_dropout=0.1),
-    "shapes": TrainConfig(data="shapes", steps=700, eval_every=100, crop=1.0, jitter=0.0),
+    # Captions say left and right and name colours: nothing may be mirrored, moved or tinted.
+    "shapes": TrainConfig(
+        data="shapes", steps=1000, learning_rate=2e-3, weight_decay=0.3, crop=1.0, flip=False,
+        jitter=0.0, eval_every=250),
 }
 
 

@@ -229,7 +229,7 @@ def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: tor
     side = uniform(config.crop, 1).sqrt()  # of the crop, as a share of the image's side
     stretch = uniform(-0.14, 0.14).mul(config.crop < 1).exp()  # aspect ratios of 3:4 to 4:3
     height, width = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
-    flip = uniform(-1, 1).sign()
+    flip = uniform(-1, 1).sign() if config.flip else torch.ones(B)
     theta = torch.zeros(B, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width * flip, height
     theta[:, 0, 2], theta[:, 1, 2] = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from miniclip import shapes
 from miniclip.data import Pairs, fit, normalize
 
-TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "there is a {} here.", "a {}.")
+TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {}", "a {}")
 CHUNK_FLOATS = 2**25  # of similarities held at once: 128 MiB, whatever the number of images
 
 

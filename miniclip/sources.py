@@ -18,7 +18,8 @@ from pathlib import Path
 from miniclip import drawing, shapes
 
 HUB_DEFAULT = "jxie/flickr8k"
-SHAPES_SPLITS = {"train": (8000, 1), "validation": (1000, 2), "test": (1000, 3)}  # images, seed
+# split → (images, seed)
+SHAPES_SPLITS = {"train": (24000, 1), "validation": (1000, 2), "test": (1000, 3)}
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 CAPTION_FILES = ("captions.csv", "captions.txt", "Flickr8k.token.txt")
 IMAGE_FOLDERS = ("", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
