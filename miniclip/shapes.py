@@ -55,8 +55,8 @@ STYLES = ("plain", "sketch", "textured", "inverted", "cluttered", "resampled")
 SPLITS = ("train", "validation", "held_out")
 SIZES = ("small", "", "", "large")
 RADII = {  # (is a thing, is in a pair) -> size word -> range of the radius, in parts of a side
-    (False, False): {"small": (0.14, 0.165), "": (0.18, 0.23), "large": (0.27, 0.33)},
-    (False, True): {"small": (0.13, 0.14), "": (0.15, 0.17), "large": (0.19, 0.205)},
+    (False, False): {"small": (0.18, 0.205), "": (0.24, 0.29), "large": (0.33, 0.39)},
+    (False, True): {"small": (0.155, 0.165), "": (0.175, 0.19), "large": (0.2, 0.205)},
     (True, False): {"small": (0.22, 0.25), "": (0.31, 0.37), "large": (0.41, 0.44)},
     (True, True): {"": (0.19, 0.205)}}
 # fmt: on
