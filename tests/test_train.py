@@ -62,8 +62,9 @@ def test_it_learns_a_batch_by_heart(tmp_path, every_step):
     config = replace(CONFIG, limit=16, steps=60, eval_every=60, crop=1.0, jitter=0.0, warmup=5)
     train(config, MODEL, tmp_path / "run", device="cpu")
     rows = [row for row in losses(tmp_path / "run") if "loss" in row]
-    assert abs(rows[0]["loss"] - math.log(16)) < 1.5
-    assert rows[-1]["loss"] < 0.7 and rows[-1]["accuracy"] > 0.8
+    # Before it has learnt, it can't be better than guessing; confidently wrong, it can be worse.
+    assert rows[0]["loss"] > math.log(16) - 0.3
+    assert rows[-1]["loss"] < 0.3 and rows[-1]["accuracy"] > 0.9
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path, every_step):
