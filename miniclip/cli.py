@@ -49,9 +49,14 @@ def chosen(arguments, kind) -> dict:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def run_folder(arguments) -> Path:
+    """Where `miniclip train` writes."""
+    return Path(arguments.run or f"runs/{arguments.preset}")
+
+
 def run_train(arguments):
     """miniclip train: new, or resumed."""
-    folder = Path(arguments.run or f"runs/{arguments.preset}")
+    folder = run_folder(arguments)
     settings, shape = chosen(arguments, TrainConfig), chosen(arguments, ModelConfig)
     if arguments.resume:
         if settings or shape:
@@ -169,8 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         if arguments.command == "train":
-            folder = arguments.run or f"runs/{arguments.preset}"
-            print(f"\nstopped; go on with: miniclip train --run {folder} --resume",
+            print(f"\nstopped; go on with: miniclip train --run {run_folder(arguments)} --resume",
                   file=sys.stderr)
         return 130
 

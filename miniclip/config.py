@@ -130,7 +130,7 @@ MODELS = {
         vision_heads=16, text_width=768, text_heads=12),
 }
 
-PRESETS = {  # all swept on Flickr8k's validation split, on two cores of a CPU with AMX
+PRESETS = {  # the photographs' were swept on Flickr8k's validation split, on two cores with AMX
     # What helped most: Muon on every matrix, convolutions included (R@10 +3), 64 tokens instead of
     # 16, a third convolution, wider convolutions (+1 to 2 each), the random resized crop.
     "flickr8k-5min": TrainConfig(model="small", steps=1100),
