@@ -6,59 +6,276 @@ column j asks "which image belongs to text j?". The loss is the mean of the two 
 towards the diagonal (Radford et al. 2021, arXiv 2103.00020, Figure 3):
 
     L = ½ (mean_i [logsumexp_j S_ij − S_ii] + mean_j [logsumexp_i S_ij − S_jj])
+
+This file holds what the backends share: the checks, the choice, and the way into autograd. What is
+computed stands in `reference` (the equations), `tiled` (PyTorch) and `triton_loss` (the kernels).
 """
+
+import math
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-BACKENDS = ("auto", "dense")
+from miniclip_kernels import reference, tiled
+
+BACKENDS = ("auto", "triton", "tiled", "dense", "numpy")
+DIRECTIONS = ("both", "rows")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def clip_loss(image_features, text_features, logit_scale, *, backend="auto"):
-    """Symmetric cross-entropy over all pairs of a batch → scalar tensor, float32 or wider.
+def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, direction="both",
+              image_ids=None, text_ids=None, backend="auto"):
+    """Cross-entropy of every image among all texts, and of every text among all images → scalar.
 
-    image_features, text_features: (N, D), floating point, same dtype and device; row i of one
-    belongs to row i of the other. logit_scale: the multiplier itself, a positive float or a
-    scalar tensor, which receives its gradient. backend: "dense" computes in plain PyTorch and
-    keeps the N × N matrix; "auto" takes the best that there is.
-    Raises ValueError, in one line, for shapes, dtypes, devices or a backend that do not fit.
+    image_features (M, D), text_features (N, D): float32, bfloat16, float16 (or float64, not for
+    "triton"), same dtype and device; any strides. Column i + label_offset belongs to row i.
+    logit_scale: the multiplier itself, a positive float or a scalar tensor, which receives its
+    gradient. The scalar is float32 (float64 for float64), computed so under autocast too.
+    direction: "both" (M = N, offset 0), or "rows": images among texts only, M ≤ N, as for a GPU's
+    own rows against the columns gathered from all.
+    image_ids (M,), text_ids (N,): integers that say which image a row and a column come from.
+    Where they are equal, and it is not the labelled pair, the entry is left out of both
+    denominators: another caption of the same image is no wrong answer. One of them stands for both
+    if M = N.
+    backend: "triton" (CUDA, or a CPU with TRITON_INTERPRET=1) and "tiled" (any device) never hold
+    the M × N matrix; "dense" is plain PyTorch, "numpy" the float64 reference, and both do. "auto":
+    triton on CUDA, else tiled. A backend that is named and can't run raises.
+    Gradients of first order; the same bits for the same input on the same device.
+    Raises ValueError, in one line, for what does not fit.
     """
-    check(image_features, text_features, logit_scale, backend)
-    return dense_loss(image_features, text_features, logit_scale)
+    check(image_features, text_features, logit_scale, label_offset, direction, backend)
+    image_ids, text_ids = check_ids(
+        image_features, text_features, label_offset, image_ids, text_ids)
+    backend = choose(backend, image_features)
+    wide = torch.promote_types(image_features.dtype, torch.float32)
+    if isinstance(logit_scale, Tensor):
+        scale = logit_scale.to(image_features.device, wide).reshape(())
+    else:
+        scale = torch.full((), logit_scale, dtype=wide, device=image_features.device)
+    arguments = (image_features, text_features, scale, int(label_offset), direction == "both",
+                 image_ids, text_ids)
+    if backend == "dense":
+        return dense_loss(*arguments)
+    return forward(*arguments, backend)[0]
 
 
-def dense_loss(image_features, text_features, logit_scale):
-    """Two N × N matrices kept for the backward pass: clear, and fast for small N."""
-    similarities = image_features @ text_features.T  # (N, N)
-    if similarities.dtype in (torch.bfloat16, torch.float16):
-        similarities = similarities.float()  # sums of exponentials need float32
-    similarities = logit_scale * similarities
-    labels = torch.arange(len(similarities), device=similarities.device)
-    rows = F.cross_entropy(similarities, labels)
-    columns = F.cross_entropy(similarities.T, labels)
-    return (rows + columns) / 2
+def dense_loss(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
+    """Plain PyTorch, M × N matrices kept for the backward pass: what most people run."""
+    with torch.autocast(I.device.type, enabled=False):
+        S = scale * (I @ T.T).to(scale.dtype)  # (M, N); sums of exponentials need float32
+        labels = torch.arange(len(I), device=I.device) + label_offset  # (M,)
+        if image_ids is not None:
+            same = image_ids[:, None] == text_ids[None, :]
+            S = S.masked_fill(same.scatter(1, labels[:, None], False), -torch.inf)
+        rows = F.cross_entropy(S, labels)
+        return (rows + F.cross_entropy(S.T, labels)) / 2 if both else rows
 
 
-def check(image_features, text_features, logit_scale, backend):
+class ClipLoss(nn.Module):
+    """The loss as a module, called as open_clip's class of the same name is.
+
+    With world_size > 1 every process holds M pairs, numbered rank · M onwards, and
+    torch.distributed is initialised: each compares its own rows with the columns of all, both ways
+    round, and the gradient flows back to the process that a column came from. The mean over the
+    processes is the loss of the whole batch (open_clip's local_loss with gather_with_grad).
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, backend: str = "auto"):
+        super().__init__()
+        self.rank, self.world_size, self.backend = rank, world_size, backend
+
+    def forward(self, image_features, text_features, logit_scale, logit_bias=None,
+                output_dict=False):
+        """(M, D), (M, D), multiplier → scalar, or {"contrastive_loss": scalar}.
+
+        logit_bias, a number added to every similarity, is what softmax does not see: no effect.
+        """
+        if self.world_size == 1:
+            loss = clip_loss(image_features, text_features, logit_scale, backend=self.backend)
+        else:
+            from torch.distributed.nn.functional import all_gather
+
+            offset = self.rank * len(image_features)
+            every_image, every_text = (
+                torch.cat(all_gather(x.contiguous())) for x in (image_features, text_features))
+            loss = sum(
+                clip_loss(own, all_, logit_scale, label_offset=offset, direction="rows",
+                          backend=self.backend)
+                for own, all_ in ((image_features, every_text), (text_features, every_image))) / 2
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+# ------------------------------------------------------------------------------ into autograd
+
+# Two operators that autograd, autocast and torch.compile take as they are. What passes from the
+# first to the second is I, T, the scale and one number for each row and column: no M × N.
+
+
+@torch.library.custom_op("miniclip::clip_loss", mutates_args=())
+def forward(I: Tensor, T: Tensor, scale: Tensor, label_offset: int, both: bool,  # noqa: E741
+            image_ids: Tensor | None, text_ids: Tensor | None,
+            backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """→ loss (), and what the backward pass wants: one number for each row and each column."""
+    with torch.autocast(I.device.type, enabled=False):
+        return passes(backend)[0](I, T, scale, label_offset, both, image_ids, text_ids)
+
+
+@torch.library.custom_op("miniclip::clip_loss_backward", mutates_args=())
+def backward(upstream: Tensor, I: Tensor, T: Tensor, scale: Tensor, r: Tensor,  # noqa: E741
+             c: Tensor, label_offset: int, both: bool, image_ids: Tensor | None,
+             text_ids: Tensor | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """→ the gradients of I (M, D), T (N, D) and the scale ()."""
+    with torch.autocast(I.device.type, enabled=False):
+        return passes(backend)[1](
+            upstream, I, T, scale, r, c, label_offset, both, image_ids, text_ids)
+
+
+@forward.register_fake
+def _(I, T, scale, label_offset, both, image_ids, text_ids, backend):  # noqa: E741
+    return scale.new_empty(()), scale.new_empty(len(I)), scale.new_empty(len(T) if both else 0)
+
+
+@backward.register_fake
+def _(upstream, I, T, scale, r, c, label_offset, both, image_ids, text_ids, backend):  # noqa: E741
+    return I.new_empty(I.shape), T.new_empty(T.shape), scale.new_empty(())
+
+
+def _save(ctx, inputs, output):
+    I, T, scale, label_offset, both, image_ids, text_ids, backend = inputs  # noqa: E741
+    ctx.save_for_backward(I, T, scale, *output[1:], image_ids, text_ids)
+    ctx.settings = label_offset, both, backend
+
+
+def _gradients(ctx, upstream, *_):
+    *saved, image_ids, text_ids = ctx.saved_tensors
+    label_offset, both, backend = ctx.settings
+    found = backward(upstream, *saved, label_offset, both, image_ids, text_ids, backend)
+    return *found, None, None, None, None, None
+
+
+forward.register_autograd(_gradients, setup_context=_save)
+
+
+# ------------------------------------------------------------------------------ the backends
+
+
+def numpy_forward(I, T, scale, *rest):  # noqa: E741
+    """`reference`, called as every other backend is; nothing is kept for the backward pass."""
+    loss, *_ = run_reference(I, T, scale, *rest)
+    return loss.to(scale), scale.new_empty(0), scale.new_empty(0)
+
+
+def numpy_backward(upstream, I, T, scale, r, c, *rest):  # noqa: E741
+    _, *gradients = run_reference(I, T, scale, *rest)
+    return tuple((upstream * g.to(upstream)).to(x) for g, x in zip(gradients, (I, T, scale)))
+
+
+def run_reference(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
+    arrays = [None if x is None else (x.double() if x.is_floating_point() else x).cpu().numpy()
+              for x in (I.detach(), T.detach(), scale.detach(), image_ids, text_ids)]
+    found = reference.loss_and_gradients(
+        *arrays[:3], label_offset, "both" if both else "rows", *arrays[3:])
+    return [torch.as_tensor(x) for x in found]
+
+
+def passes(backend):
+    """Forward and backward of the backend; Triton is imported only where it is used."""
+    if backend == "triton":
+        from miniclip_kernels import triton_loss
+
+        return triton_loss.forward, triton_loss.backward
+    return {"tiled": (tiled.forward, tiled.backward),
+            "numpy": (numpy_forward, numpy_backward)}[backend]
+
+
+def choose(backend, features) -> str:
+    """The backend that "auto" stands for; ValueError for a named one that can't run here."""
+    has_triton = find_spec("triton") is not None
+    if backend == "auto":
+        fits = features.is_cuda and has_triton and features.dtype != torch.float64
+        return "triton" if fits else "tiled"
+    if backend == "triton":
+        if not has_triton:
+            raise ValueError("backend 'triton' needs the package triton, which is not installed")
+        if features.dtype == torch.float64:
+            raise ValueError("backend 'triton' takes float32, bfloat16 and float16, not float64; "
+                             "'tiled', 'dense' and 'numpy' do")
+        if features.shape[1] > 2048:
+            raise ValueError(f"backend 'triton' takes D up to 2048, not {features.shape[1]}")
+        from miniclip_kernels.triton_loss import INTERPRETED
+
+        if not features.is_cuda and not INTERPRETED:
+            raise ValueError(f"backend 'triton' needs CUDA tensors, not {features.device.type}; on "
+                             "a CPU set TRITON_INTERPRET=1 before triton is first imported")
+    return backend
+
+
+# ------------------------------------------------------------------------------ bad input
+
+
+def check(I, T, logit_scale, label_offset, direction, backend):  # noqa: E741
     """One clear line for every input that can't give a loss."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    if image_features.ndim != 2 or image_features.shape != text_features.shape:
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction {direction!r} is not one of {', '.join(DIRECTIONS)}")
+    for name, features in (("image", I), ("text", T)):
+        if not isinstance(features, Tensor):
+            raise ValueError(f"{name}_features must be a tensor, not {type(features).__name__}")
+        if features.dtype not in DTYPES:
+            raise ValueError(f"{name}_features are {features.dtype}; they must be float32, "
+                             "bfloat16, float16 or float64")
+    if I.ndim != 2 or T.ndim != 2 or I.shape[1] != T.shape[1]:
+        raise ValueError("image_features must be (M, D) and text_features (N, D); got "
+                         f"{tuple(I.shape)} and {tuple(T.shape)}")
+    (M, D), N = I.shape, len(T)
+    if not (M and N and D):
+        raise ValueError(f"nothing to compare: M, N and D must be at least 1; got {M}, {N}, {D}")
+    if direction == "both" and (M != N or label_offset != 0):
+        raise ValueError("direction 'both' needs as many texts as images and label_offset 0; got "
+                         f"{M} images, {N} texts, offset {label_offset} (direction 'rows' may do)")
+    if not 0 <= label_offset <= N - M:
+        raise ValueError(f"label_offset must be from 0 to N − M = {N - M}, so that each of {M} "
+                         f"images has its text among {N}; got {label_offset}")
+    if I.dtype != T.dtype:
         raise ValueError(
-            "image_features and text_features must both be (N, D); got "
-            f"{tuple(image_features.shape)} and {tuple(text_features.shape)}")
-    if not len(image_features):
-        raise ValueError("an empty batch has no loss; N must be at least 1")
-    for name, features in (("image", image_features), ("text", text_features)):
-        if not features.is_floating_point():
-            raise ValueError(f"{name}_features are {features.dtype}; they must be floating point")
-    if image_features.dtype != text_features.dtype:
-        raise ValueError("image_features and text_features differ in dtype: "
-                         f"{image_features.dtype} and {text_features.dtype}")
-    if image_features.device != text_features.device:
+            f"image_features and text_features differ in dtype: {I.dtype} and {T.dtype}")
+    if I.device != T.device:
         raise ValueError("image_features and text_features are on different devices: "
-                         f"{image_features.device} and {text_features.device}")
-    if isinstance(logit_scale, torch.Tensor) and logit_scale.numel() != 1:
-        raise ValueError(f"logit_scale must be a scalar; got shape {tuple(logit_scale.shape)}")
-    if not (isinstance(logit_scale, torch.Tensor) and logit_scale.is_cuda) and logit_scale <= 0:
-        raise ValueError(f"logit_scale is the multiplier and must be positive; got {logit_scale}")
+                         f"{I.device} and {T.device}")
+    check_scale(logit_scale)
+
+
+def check_scale(logit_scale):
+    """A float or a tensor of one number; positive, as far as can be seen without waiting."""
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.numel() != 1 or not logit_scale.is_floating_point():
+            raise ValueError("logit_scale must be a float or a tensor of one floating-point "
+                             f"number; got {tuple(logit_scale.shape)}, {logit_scale.dtype}")
+        if logit_scale.device.type != "cpu" or torch.compiler.is_compiling():
+            return  # to look would be to wait for the GPU, or to break the graph
+        logit_scale = logit_scale.item()
+    elif not isinstance(logit_scale, (int, float)):
+        raise ValueError(f"logit_scale must be a float or a tensor, not {logit_scale!r}")
+    if logit_scale <= 0 or math.isinf(logit_scale):
+        raise ValueError(
+            f"logit_scale is the multiplier: finite and positive; got {logit_scale:g}")
+
+
+def check_ids(I, T, label_offset, image_ids, text_ids):  # noqa: E741
+    """Both, checked, or (None, None); where only one is given it stands for both."""
+    if image_ids is None and text_ids is None:
+        return None, None
+    if image_ids is None or text_ids is None:
+        if len(I) != len(T):
+            raise ValueError("image_ids and text_ids go together where M and N differ")
+        image_ids = text_ids = image_ids if text_ids is None else text_ids
+    for name, ids, features in (("image_ids", image_ids, I), ("text_ids", text_ids, T)):
+        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} must be a tensor of int64 or int32")
+        if ids.shape != features.shape[:1] or ids.device != features.device:
+            raise ValueError(f"{name} must be ({len(features)},) on {features.device}; got "
+                             f"{tuple(ids.shape)} on {ids.device}")
+    return image_ids.long(), text_ids.long()

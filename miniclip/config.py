@@ -115,9 +115,13 @@ TINY = ModelConfig(  # 16 image tokens: small enough for a laptop
     vision_width=192, vision_layers=2, vision_heads=3, pool="mean", pre_norm=False,
     vocab_size=4096, context_length=32, text_width=192, text_layers=1, text_heads=3,
     quick_gelu=False)
+MICRO = replace(  # a fourth convolution for the patch: what a token sees is half the picture wide
+    TINY, embed_dim=128, stem=(16, 32, 64, 128), vision_width=128, vision_heads=2, text_width=128,
+    text_heads=2)
 SMALL = replace(TINY, patch_size=8, stem=(64, 128, 256))  # 64 image tokens, wider convolutions
 
 MODELS = {
+    "micro": MICRO,
     "tiny": TINY,
     "small": SMALL,
     "ViT-B/32": ModelConfig(),
@@ -139,10 +143,12 @@ PRESETS = {  # the photographs' were swept on Flickr8k's validation split, on tw
         model="small", steps=3700, crop=0.5, jitter=0.3, word_dropout=0.1, eval_every=500),
     # A third of the images overfits sooner still.
     "tiny": TrainConfig(limit=2000, steps=1000, crop=0.5, jitter=0.3, word_dropout=0.1),
-    # Captions say left and right and name colours: nothing may be mirrored, moved or tinted.
+    # Captions say left and right and name colours: nothing may be mirrored, moved or tinted. The
+    # narrow model with the deep stem makes 1,700 steps in the time of 1,000 of "tiny" (held-out
+    # combinations 90 -> 94 %); 60 instead of 45 % of single shapes among the scenes: 94 -> 97 %.
     "shapes": TrainConfig(
-        data="shapes", steps=1000, learning_rate=2e-3, weight_decay=0.3, crop=1.0, flip=False,
-        jitter=0.0, eval_every=250),
+        model="micro", data="shapes", steps=1600, learning_rate=2e-3, weight_decay=0.3, crop=1.0,
+        flip=False, jitter=0.0, eval_every=400),
 }
 
 

@@ -1,0 +1,366 @@
+"""The loss in Triton: similarities and symmetric cross-entropy fused, M × N never in memory.
+
+What is to be computed (notation of `clip_loss`; δ_ij = 1 where text j belongs to image i)
+
+    S = s · I Tᵀ                        r_i = log Σ_j exp S_ij          c_j = log Σ_i exp S_ij
+    L = ½ (mean_i r_i + mean_j c_j) − mean_i S_ii
+    G = exp(S − r) + exp(S − c) − 2δ    = 2N ∂L/∂S                      (M = N)
+    dI = s/2N · G T       dT = s/2N · Gᵀ I       ds = 1/2N · Σ G ∘ I Tᵀ = 1/2N · Σ_i ⟨(G T)_i, I_i⟩
+
+With direction "rows" there is no c: G = exp(S − r) − δ, and 1/M stands for 1/2N.
+
+Three kernels. Each walks over S in tiles that live in registers and are forgotten at once:
+
+                 columns: texts                 sums      one pass, 1 product. A program owns every
+            ┌──────┬──────┬──────┬──────┐                 `groups`-th block of rows, in one of
+            │ S₀₀  │ S₀₁  │ S₀₂  │ S₀₃  │ ─▶ Σ_j          `splits` stretches of columns. Σ_j stays
+      rows: ├──────┼──────┼──────┼──────┤                 in registers; Σ_i is added to the
+     images │ S₁₀  │ S₁₁  │  …   │      │ ─▶ Σ_j          program's own line of a (groups, N) array,
+            └──────┴──────┴──────┴──────┘                 which no other program touches: the order
+               ▼      ▼      ▼      ▼                     of the additions is always the same.
+              Σ_i    Σ_i    Σ_i    Σ_i
+                                                finish    adds the lines up, takes the logarithm,
+            ┌──────┬──────┬──────┬──────┐                 and sums the loss: no product to speak of
+    G_0· T =│ G₀₀  │ G₀₁  │ G₀₂  │ G₀₃  │ ─▶ dI₀
+            └──────┴──────┴──────┴──────┘       gradient  S again, G from it, and the product with T
+                                                          into an accumulator (BLOCK_M, BLOCK_D): 2
+                                                          products for each slice of BLOCK_D
+                                                          features. Once more with the roles of I and
+                                                          T exchanged, for dT: S becomes Sᵀ.
+
+For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products; the least without keeping S is 4.
+
+Where the precision is. Products of 16-bit features are exact in float32, sums, logarithms and
+accumulators are float32, the exponentials base 2 (the hardware's own). G is formed in float32, its
+diagonal's 1 subtracted *before* the cast to the features' type: after it, a probability of 0.99
+would leave 0.01 with an error of 0.004. Factors (s, 1/N, what comes from above) are applied to the
+accumulator at the very end; in float16, whose smallest normal number is 6e-5, G is cast 1,024 times
+too large.
+
+Without maxima. exp S may overflow. For unit vectors S ≤ s is known beforehand, so a fixed shift can
+be taken out of every exponential, 2^(S' − shift) with S' = S · log₂e: as much as keeps the largest
+possible sum at 2^120, and no more, since what is taken out of a float32 costs its last bits; up to
+s = 72 at N = 65,536 it is nothing at all. Nothing is lost as long as a sum is not below 2^−80 (a
+term that is flushed to zero is below 2^−126). With s = 100 and N = 65,536 that fails for a row whose
+best cosine is below −0.28; and for vectors far from unit length sums may overflow. `finish` sees
+either in the sum itself, and does that block of rows or columns again with a running maximum, on
+the spot: nobody waits for the GPU to know.
+
+Tile sizes stand in `tiles`. No file of another project was copied; what others did well and badly
+is told in the README of this project's kernels: column sums in the pass of the row sums, no
+floating-point atomics between programs, no probabilities dropped, wide tiles.
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: NumPy, on any CPU
+HEADROOM = 120  # bits: log₂ of the largest sum that unit vectors can give
+SMALLEST = tl.constexpr(2.0**-80)  # a sum below has lost terms that count
+LARGEST = tl.constexpr(2.0**126)
+LOG2E = tl.constexpr(math.log2(math.e))
+GROUPS = 256  # lines of partial column sums, at most; and about as many programs at a time
+
+
+def tiles(dtype, D, shared_memory):
+    """Tile sizes, warps and pipeline stages for each kernel → two dicts of launch options.
+
+    |          |           | BLOCK_M | BLOCK_N | BLOCK_K | BLOCK_D   | warps | stages |
+    | -------- | --------- | ------- | ------- | ------- | --------- | ----- | ------ |
+    | 16 bits  | sums      | 128     | 128     | 64      |           | 8     | 3      |
+    |          | gradient  | 128     | 64      | 64      | D to 256  | 8     | 3      |
+    |          | gradient  | 64      | 64      | 64      | 512       | 8     | 3      |
+    | 32 bits  | sums      | 64      | 64      | 32      |           | 4     | 2      |
+    |          | gradient  | 32      | 64      | 32      | D to 128  | 4     | 2      |
+    | interpr. | both      | 64      | 32      | 32      | D to 64   |       |        |
+
+    BLOCK_M × BLOCK_N is a tile of S, BLOCK_K the step of its product over the features, BLOCK_D the
+    slice of features that a program accumulates a gradient for: the next power of two from D on,
+    at least 16. Wide tiles feed the tensor cores (64 rows are one warp group's instruction); the
+    accumulator of 128 × 256 or 64 × 512 float32 fills half of the registers. Slices of 512 want
+    more shared memory than the 99 KiB of small GPUs.
+    """
+    wide_enough = max(16, triton.next_power_of_2(D))
+    if INTERPRETED:
+        sums = gradient = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}
+        return sums, gradient | {"BLOCK_D": min(wide_enough, 64)}
+    if dtype == torch.float32:
+        options = {"BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+        return options | {"BLOCK_M": 64}, options | {"BLOCK_M": 32, "BLOCK_D": min(wide_enough, 128)}
+    options = {"BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+    sums = options | {"BLOCK_M": 128, "BLOCK_N": 128}
+    if wide_enough <= 256 or shared_memory < 160 * 1024:
+        return sums, options | {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_D": min(wide_enough, 256)}
+    return sums, options | {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 512}
+
+
+# ------------------------------------------------------------------------------ tiles of S
+
+# In all that follows A (M, D) and B (N, D) are I and T, or T and I: rows of S belong to A, columns
+# to B, and the pair of row i is column i + label_offset. Numbers of rows and columns are 64-bit:
+# a million rows of 2,048 features are beyond 2^31.
+
+
+@triton.jit
+def similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd, scale2,
+                 D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                 BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile of S' = S · log₂e, (BLOCK_M, BLOCK_N) float32: scale2 · A[rows] B[columns]ᵀ.
+
+    Rows and columns beyond the last are read as the last: no mask, but no meaning either.
+    """
+    a = A + tl.minimum(rows, M - 1).to(tl.int64)[:, None] * stride_am
+    b = B + tl.minimum(columns, N - 1).to(tl.int64)[None, :] * stride_bn
+    S = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, D, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        if D % BLOCK_K == 0:
+            a_tile = tl.load(a + k[None, :] * stride_ad)  # (BLOCK_M, BLOCK_K)
+            b_tile = tl.load(b + k[:, None] * stride_bd)  # (BLOCK_K, BLOCK_N)
+        else:
+            a_tile = tl.load(a + k[None, :] * stride_ad, mask=k[None, :] < D, other=0.0)
+            b_tile = tl.load(b + k[:, None] * stride_bd, mask=k[:, None] < D, other=0.0)
+        S = tl.dot(a_tile, b_tile, S, input_precision=PRECISION)
+    return S * scale2
+
+
+@triton.jit
+def leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS: tl.constexpr,
+              RAGGED: tl.constexpr):
+    """−inf for what does not count: beyond the edge, or of the same image and not the pair."""
+    if HAS_IDS:
+        own = tl.load(a_ids + rows, mask=rows < M, other=0)[:, None]
+        others = tl.load(b_ids + columns, mask=columns < N, other=0)[None, :]
+        pair = rows[:, None] + label_offset == columns[None, :]
+        S = tl.where((own == others) & (pair == 0), -float("inf"), S)
+    if RAGGED:
+        S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float("inf"))
+    return S
+
+
+# ------------------------------------------------------------------------------ forward
+
+
+@triton.jit
+def sums_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, M, N, label_offset, room,
+                stride_am, stride_ad, stride_bn, stride_bd, D: tl.constexpr, BLOCK_M: tl.constexpr,
+                BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BOTH: tl.constexpr,
+                HAS_IDS: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+    """Σ_j 2^(S' − shift) → row_sums (splits, M);  Σ_i the same → column_sums (groups, N).
+
+    Grid (groups, splits). column_sums must be zero before.
+    """
+    group, groups = tl.program_id(0), tl.num_programs(0)
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    scale2 = tl.load(scale) * LOG2E
+    shift = tl.maximum(scale2 - room, 0.0)
+    stretch = tl.cdiv(tl.cdiv(N, BLOCK_N), splits) * BLOCK_N
+    for first_row in range(group * BLOCK_M, M, groups * BLOCK_M):
+        rows = first_row + tl.arange(0, BLOCK_M)
+        row_sum = tl.zeros((BLOCK_M,), tl.float32)
+        for first_column in range(split * stretch, min(N, (split + 1) * stretch), BLOCK_N):
+            columns = first_column + tl.arange(0, BLOCK_N)
+            S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
+                             scale2, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+            S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
+            E = tl.exp2(S - shift)
+            row_sum += tl.sum(E, 1)
+            if BOTH:  # "atomic" only to be added in the cache: nobody else writes this line
+                line = column_sums + group.to(tl.int64) * N + columns
+                tl.atomic_add(line, tl.sum(E, 0), mask=columns < N, sem="relaxed")
+        tl.store(row_sums + split.to(tl.int64) * M + rows, row_sum, mask=rows < M)
+
+
+@triton.jit
+def running_logsumexp(A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am, stride_ad,
+                      stride_bn, stride_bd, scale2, D: tl.constexpr, BLOCK_M: tl.constexpr,
+                      BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
+                      RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+    """log₂ Σ_j 2^S' of these rows, (BLOCK_M,), with a running maximum: right for any S."""
+    top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for first_column in range(0, N, BLOCK_N):
+        columns = first_column + tl.arange(0, BLOCK_N)
+        S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
+                         scale2, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+        S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
+        higher = tl.maximum(top, tl.max(S, 1))
+        shift = tl.where(higher == -float("inf"), 0.0, higher)  # nothing yet: not inf − inf
+        total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(S - shift[:, None]), 1)
+        top = higher
+    return top + tl.log2(total)
+
+
+@triton.jit
+def logsumexp(sums, parts, A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am, stride_ad,
+              stride_bn, stride_bd, scale2, shift, D: tl.constexpr, BLOCK_M: tl.constexpr,
+              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
+              RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+    """log₂ Σ_j 2^S' of these rows from the `parts` lines of sums (parts, M); or anew if need be."""
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    line = sums + rows
+    for _ in range(parts):
+        total += tl.load(line, mask=rows < M, other=1.0)
+        line += M
+    result = tl.log2(total) + shift
+    good = (total >= SMALLEST) & (total <= LARGEST)  # false for NaN too
+    if tl.min(good.to(tl.int32), 0) == 0:
+        result = running_logsumexp(A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am,
+                                   stride_ad, stride_bn, stride_bd, scale2, D, BLOCK_M, BLOCK_N,
+                                   BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+    return result
+
+
+@triton.jit
+def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, groups, r, c, losses,
+                  M, N, label_offset, room, weight, stride_am, stride_ad, stride_bn,
+                  stride_bd, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                  BLOCK_K: tl.constexpr, BOTH: tl.constexpr, HAS_IDS: tl.constexpr,
+                  RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+    """Sums → r (M,), c (N,), in base 2, and each block's share of the loss → losses (blocks,)."""
+    block = tl.program_id(0)
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    scale2 = tl.load(scale) * LOG2E
+    shift = tl.maximum(scale2 - room, 0.0)
+    r_here = logsumexp(row_sums, splits, A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am,
+                       stride_ad, stride_bn, stride_bd, scale2, shift, D, BLOCK_M, BLOCK_N,
+                       BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+    tl.store(r + rows, r_here, mask=rows < M)
+    entropy = r_here
+    if BOTH:  # M = N: the same numbers are those of columns, the rows of Sᵀ
+        c_here = logsumexp(column_sums, groups, B, A, rows, N, M, -label_offset, b_ids, a_ids,
+                           stride_bn, stride_bd, stride_am, stride_ad, scale2, shift, D, BLOCK_M,
+                           BLOCK_N, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+        tl.store(c + rows, c_here, mask=rows < N)
+        entropy += c_here
+    # The labelled pairs' similarities: the diagonal of a tile of their own.
+    S = similarities(A, B, rows, rows + label_offset, M, N, stride_am, stride_ad, stride_bn,
+                     stride_bd, scale2, D, BLOCK_M, BLOCK_M, BLOCK_K, PRECISION)
+    positives = tl.sum(tl.where(rows[:, None] == rows[None, :], S, 0.0), 1)
+    loss = tl.where(rows < M, entropy - (2 if BOTH else 1) * positives, 0.0)
+    tl.store(losses + block, tl.sum(loss, 0) * (weight / LOG2E))
+
+
+# ------------------------------------------------------------------------------ backward
+
+
+@triton.jit
+def gradient_kernel(A, B, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts, M, N,
+                    label_offset, weight, stride_am, stride_ad, stride_bn, stride_bd,
+                    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+                    COLUMNS: tl.constexpr, SCALE: tl.constexpr, HAS_IDS: tl.constexpr,
+                    RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+    """dA (M, D) = scale · upstream · weight · G B, a block of rows and a slice of features.
+
+    G has a softmax over each row if ROWS, over each column if COLUMNS, and minus as many at the
+    pair. If SCALE, scale_parts (blocks, slices) receive the shares of ds. Grid (blocks, slices).
+    """
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    features = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    scale_value = tl.load(scale)
+    scale2 = scale_value * LOG2E
+    BOOST: tl.constexpr = 1024.0 if B.dtype.element_ty == tl.float16 else 1.0
+    if ROWS:
+        r_here = tl.load(r + rows, mask=rows < M, other=0.0)
+    gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for first_column in range(0, N, BLOCK_N):
+        columns = first_column + tl.arange(0, BLOCK_N)
+        S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
+                         scale2, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+        S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
+        G = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if ROWS:
+            G += tl.exp2(S - r_here[:, None])
+        if COLUMNS:
+            c_here = tl.load(c + columns, mask=columns < N, other=0.0)
+            G += tl.exp2(S - c_here[None, :])
+        pair = (rows[:, None] + label_offset == columns[None, :]) & (columns < N)[None, :]
+        G = tl.where(pair, G - (ROWS + COLUMNS), G)  # in float32, before the cast
+        b = B + tl.minimum(columns, N - 1).to(tl.int64)[:, None] * stride_bn
+        b_tile = tl.load(b + features[None, :] * stride_bd, mask=features[None, :] < D, other=0.0)
+        gradient = tl.dot((G * BOOST).to(b_tile.dtype), b_tile, gradient,
+                          input_precision=PRECISION)
+    gradient *= tl.load(upstream) * weight / BOOST
+    here = (rows < M)[:, None] & (features < D)[None, :]
+    if SCALE:
+        a = A + rows.to(tl.int64)[:, None] * stride_am + features[None, :] * stride_ad
+        share = tl.sum(tl.sum(gradient * tl.load(a, mask=here, other=0.0), 1), 0)
+        tl.store(scale_parts + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), share)
+    out = dA + rows.to(tl.int64)[:, None] * D + features[None, :]
+    tl.store(out, (gradient * scale_value).to(dA.dtype.element_ty), mask=here)
+
+
+# ------------------------------------------------------------------------------ launching
+
+
+def launch_options(I, both, image_ids):  # noqa: E741
+    """What every launch is told: tiles of the two passes, and the constants they share."""
+    shared_memory = 0
+    if I.is_cuda:
+        shared_memory = torch.cuda.get_device_properties(I.device).shared_memory_per_block_optin
+    sums, gradient = tiles(I.dtype, I.shape[1], shared_memory)
+    tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch's own switch
+    shared = {"D": I.shape[1], "HAS_IDS": image_ids is not None,
+              "PRECISION": "tf32" if tf32 else "ieee"}
+    return sums | shared, gradient | shared
+
+
+def on(tensor):
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def forward(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
+    """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2."""
+    M, N = len(I), len(T)
+    options, _ = launch_options(I, both, image_ids)
+    options |= {"BOTH": both,
+                "RAGGED": bool(M % options["BLOCK_M"] or N % options["BLOCK_N"])}
+    blocks = triton.cdiv(M, options["BLOCK_M"])
+    groups = min(blocks, 2 if INTERPRETED else GROUPS)
+    splits = min(triton.cdiv(N, options["BLOCK_N"]), max(1, GROUPS // blocks))
+    row_sums = scale.new_empty(splits, M)
+    column_sums = scale.new_zeros(groups, N) if both else row_sums
+    r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(blocks)
+    room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
+    weight = 1 / (2 * N) if both else 1 / M
+    strides = I.stride() + T.stride()
+    with on(I):
+        sums_kernel[groups, splits](
+            I, T, scale, image_ids, text_ids, row_sums, column_sums, M, N, label_offset,
+            room, *strides, **options)
+        finish_kernel[blocks,](
+            I, T, scale, image_ids, text_ids, row_sums, column_sums, splits, groups, r, c, losses,
+            M, N, label_offset, room, weight, *strides, **options)
+    return losses.sum(), r, c
+
+
+def backward(upstream, I, T, scale, r, c, label_offset, both, image_ids, text_ids):  # noqa: E741
+    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    M, N, D = len(I), len(T), I.shape[1]
+    _, options = launch_options(I, both, image_ids)
+    slices = triton.cdiv(D, options["BLOCK_D"])
+    dI, dT = I.new_empty(M, D), T.new_empty(N, D)
+    blocks_i, blocks_t = (triton.cdiv(n, options["BLOCK_M"]) for n in (M, N))
+    scale_parts = scale.new_empty(blocks_i * slices)
+    weight = 1 / (2 * N) if both else 1 / M
+    upstream = upstream.to(scale.dtype)
+
+    def ragged(rows, columns):
+        return {"RAGGED": bool(rows % options["BLOCK_M"] or columns % options["BLOCK_N"])}
+
+    with on(I):
+        gradient_kernel[blocks_i, slices](
+            I, T, scale, upstream, r, c, image_ids, text_ids, dI, scale_parts, M, N, label_offset,
+            weight, *I.stride(), *T.stride(), ROWS=True, COLUMNS=both, SCALE=True,
+            **ragged(M, N), **options)
+        gradient_kernel[blocks_t, slices](  # rows of Sᵀ are the columns of S
+            T, I, scale, upstream, c, r, text_ids, image_ids, dT, scale_parts, N, M, -label_offset,
+            weight, *T.stride(), *I.stride(), ROWS=both, COLUMNS=True, SCALE=False,
+            **ragged(N, M), **options)
+    return dI, dT, scale_parts.sum()
