@@ -5,6 +5,7 @@ whenever the same figures are drawn on the same machine.
 import json
 import math
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -32,6 +33,18 @@ def save(figure, path: Path):
     """Write and close. No date and no version inside: the same figure gives the same bytes."""
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
+
+
+@contextmanager
+def drawing(path, rows: int = 1, columns: int = 1, grid: bool = True, **options):
+    """`with drawing("figures/x.png", 1, 2, figsize=(8, 3)) as axes:`, saved when the block ends.
+
+    options: those of plt.subplots. Gives one Axes, or an array of them.
+    """
+    with plt.rc_context(STYLE | {"axes.grid": grid}):
+        figure, axes = plt.subplots(rows, columns, **options)
+        yield axes
+        save(figure, path)
 
 
 def mark(axis, height: float, label: str):

@@ -69,7 +69,6 @@ def fast_math(device: torch.device):
         if device.type == "cpu":
             # On sequences this short, PyTorch's flash attention for CPUs takes four times as long
             # in bfloat16 as plain matrix products: half of a training step.
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # counts on a CPU too
             with sdpa_kernel(SDPBackend.MATH):
                 yield
         else:
@@ -138,14 +137,14 @@ def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
         return (load_pairs(source, "train", size, config.limit),
                 load_pairs(source, "validation", size))
 
+    unmirrored = replace(config, flip=False)  # captions of scenes say left and right
     try:
-        return *both(source), config
+        return *both(source), unmirrored if source.kind == "shapes" else config
     except HubUnreachable as error:
         if source.explicit or resume:
             raise ValueError(f"the Hub data set {source.where} is out of reach: {error}") from error
         print(NO_HUB.format(where=source.where, error=error), file=sys.stderr)
-        config = replace(config, data="shapes")
-        return *both(Source.find("shapes")), config
+        return *both(Source.find("shapes")), replace(unmirrored, data="shapes")
 
 
 NO_HUB = """
@@ -187,6 +186,8 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     cannot be trained on, Diverged when the loss is no longer finite.
     """
     folder, device = Path(folder), pick_device(device)
+    if device.type == "cpu":  # for fast_math; named after CUDA, but it counts on a CPU too
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     model_config = model_config or MODELS[config.model]
     pairs, held_out, config = prepare_data(config, model_config, resume)
     generator = torch.Generator().manual_seed(config.seed)

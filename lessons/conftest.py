@@ -1,0 +1,74 @@
+"""Runs the chapters: every ```python fence, in order, with one namespace for each chapter.
+
+They run in a copy of this folder, so that a test leaves no trace, beside one small model that is
+trained once on `shapes`, if a chapter asks for it. With MINICLIP_DRAW=1 (`make figures`) what was
+drawn comes back into figures/.
+"""
+
+import doctest
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+HERE = Path(__file__).parent
+MODEL = "runs/lessons"  # what chapters that need a trained model open, as ../runs/lessons
+TRAIN = [sys.executable, "-m", "miniclip.cli", "train", "--preset", "shapes", "--steps", "800",
+         "--eval-every", "200", "--run", MODEL]
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: kernels on any CPU
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(doctest_optionflags=doctest.NORMALIZE_WHITESPACE)],
+    pattern="[0-9]*.md", fixtures=["in_the_lessons_folder"]).pytest()
+
+
+@pytest.fixture(scope="session")
+def copy(tmp_path_factory):
+    """A copy of lessons/ in an empty project folder; figures come back from it if asked for."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(HERE, root / "lessons")
+    for results in ("miniclip/results", "kernels/results"):
+        shutil.copytree(HERE.parent / results, root / results)
+    yield root
+    if os.environ.get("MINICLIP_DRAW"):
+        shutil.copytree(root / "lessons/figures", HERE / "figures", dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def trained(copy):
+    """The one model of the lessons: 800 steps on scenes, about a minute."""
+    subprocess.run(TRAIN, cwd=copy, check=True, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def in_the_lessons_folder(copy, request, monkeypatch):
+    if MODEL in request.node.path.read_text():
+        request.getfixturevalue("trained")
+    monkeypatch.chdir(copy / "lessons")
+
+
+# ------------------------------------------------------------------------- a line per chapter
+
+seconds, failures = defaultdict(float), defaultdict(int)
+
+
+def pytest_runtest_logreport(report):
+    chapter = Path(report.fspath)
+    if chapter.suffix == ".md":
+        seconds[chapter.stem] += report.duration
+        failures[chapter.stem] += report.failed
+
+
+def pytest_terminal_summary(terminalreporter):
+    for chapter in sorted(seconds):
+        state = f"{failures[chapter]} FAILED" if failures[chapter] else "runs"
+        terminalreporter.write_line(f"{chapter:28}{state:12}{seconds[chapter]:6.1f} s")
