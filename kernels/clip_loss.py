@@ -11,14 +11,14 @@ This file holds what the backends share: the checks, the choice, and the way int
 computed stands in `reference` (the equations), `tiled` (PyTorch) and `triton_loss` (the kernels).
 """
 
-import math
 from importlib.util import find_spec
+from numbers import Real
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from miniclip_kernels import reference, tiled
+from torch import Tensor, nn
 
 BACKENDS = ("auto", "triton", "tiled", "dense", "numpy")
 DIRECTIONS = ("both", "rows")
@@ -46,31 +46,43 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     Raises ValueError, in one line, for what does not fit.
     """
     check(image_features, text_features, logit_scale, label_offset, direction, backend)
-    image_ids, text_ids = check_ids(
-        image_features, text_features, label_offset, image_ids, text_ids)
+    ids = check_ids(image_features, text_features, image_ids, text_ids)
     backend = choose(backend, image_features)
     wide = torch.promote_types(image_features.dtype, torch.float32)
     if isinstance(logit_scale, Tensor):
         scale = logit_scale.to(image_features.device, wide).reshape(())
     else:
-        scale = torch.full((), logit_scale, dtype=wide, device=image_features.device)
-    arguments = (image_features, text_features, scale, int(label_offset), direction == "both",
-                 image_ids, text_ids)
+        scale = torch.full((), float(logit_scale), dtype=wide, device=image_features.device)
+    both = direction == "both"
     if backend == "dense":
-        return dense_loss(*arguments)
-    return forward(*arguments, backend)[0]
+        labels = Labels(label_offset, both, *ids)
+        return dense_loss(image_features, text_features, scale, labels)
+    return forward(image_features, text_features, scale, ids, label_offset, both, backend)[0]
 
 
-def dense_loss(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
-    """Plain PyTorch, M × N matrices kept for the backward pass: what most people run."""
+class Labels(NamedTuple):
+    """Which pairs are true, and which count: what every backend is told beside I, T and s."""
+
+    label_offset: int
+    both: bool
+    image_ids: Tensor | None = None
+    text_ids: Tensor | None = None
+
+
+def dense_loss(I, T, scale, labels):  # noqa: E741
+    """Plain PyTorch, M × N matrices kept for the backward pass: what most people run.
+
+    Call backward() outside autocast, as PyTorch asks: inside, its own products would be rounded.
+    """
+    label_offset, both, image_ids, text_ids = labels
     with torch.autocast(I.device.type, enabled=False):
         S = scale * (I @ T.T).to(scale.dtype)  # (M, N); sums of exponentials need float32
-        labels = torch.arange(len(I), device=I.device) + label_offset  # (M,)
+        truth = torch.arange(len(I), device=I.device) + label_offset  # (M,)
         if image_ids is not None:
             same = image_ids[:, None] == text_ids[None, :]
-            S = S.masked_fill(same.scatter(1, labels[:, None], False), -torch.inf)
-        rows = F.cross_entropy(S, labels)
-        return (rows + F.cross_entropy(S.T, labels)) / 2 if both else rows
+            S = S.masked_fill(same.scatter(1, truth[:, None], False), -torch.inf)
+        rows = F.cross_entropy(S, truth)
+        return (rows + F.cross_entropy(S.T, truth)) / 2 if both else rows
 
 
 class ClipLoss(nn.Module):
@@ -114,45 +126,43 @@ class ClipLoss(nn.Module):
 
 
 @torch.library.custom_op("miniclip::clip_loss", mutates_args=())
-def forward(I: Tensor, T: Tensor, scale: Tensor, label_offset: int, both: bool,  # noqa: E741
-            image_ids: Tensor | None, text_ids: Tensor | None,
-            backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """→ loss (), and what the backward pass wants: one number for each row and each column."""
+def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset: int,  # noqa: E741
+            both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """→ loss (), and what the backward pass wants: one number for each row and each column.
+
+    ids: image_ids (M,) and text_ids (N,), or nothing.
+    """
     with torch.autocast(I.device.type, enabled=False):
-        return passes(backend)[0](I, T, scale, label_offset, both, image_ids, text_ids)
+        return passes(backend)[0](I, T, scale, Labels(label_offset, both, *ids))
 
 
 @torch.library.custom_op("miniclip::clip_loss_backward", mutates_args=())
-def backward(upstream: Tensor, I: Tensor, T: Tensor, scale: Tensor, r: Tensor,  # noqa: E741
-             c: Tensor, label_offset: int, both: bool, image_ids: Tensor | None,
-             text_ids: Tensor | None, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """→ the gradients of I (M, D), T (N, D) and the scale ()."""
-    with torch.autocast(I.device.type, enabled=False):
-        return passes(backend)[1](
-            upstream, I, T, scale, r, c, label_offset, both, image_ids, text_ids)
+def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], label_offset: int,
+             both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """saved: I, T, the scale, r and c → the gradients of I (M, D), T (N, D) and the scale ()."""
+    with torch.autocast(saved[0].device.type, enabled=False):
+        return passes(backend)[1](upstream, *saved, Labels(label_offset, both, *ids))
 
 
 @forward.register_fake
-def _(I, T, scale, label_offset, both, image_ids, text_ids, backend):  # noqa: E741
+def _(I, T, scale, ids, label_offset, both, backend):  # noqa: E741
     return scale.new_empty(()), scale.new_empty(len(I)), scale.new_empty(len(T) if both else 0)
 
 
 @backward.register_fake
-def _(upstream, I, T, scale, r, c, label_offset, both, image_ids, text_ids, backend):  # noqa: E741
-    return I.new_empty(I.shape), T.new_empty(T.shape), scale.new_empty(())
+def _(upstream, saved, ids, label_offset, both, backend):
+    return tuple(x.new_empty(x.shape) for x in saved[:3])
 
 
 def _save(ctx, inputs, output):
-    I, T, scale, label_offset, both, image_ids, text_ids, backend = inputs  # noqa: E741
-    ctx.save_for_backward(I, T, scale, *output[1:], image_ids, text_ids)
-    ctx.settings = label_offset, both, backend
+    I, T, scale, ids, *ctx.settings = inputs  # noqa: E741
+    ctx.save_for_backward(I, T, scale, *output[1:], *ids)
 
 
 def _gradients(ctx, upstream, *_):
-    *saved, image_ids, text_ids = ctx.saved_tensors
-    label_offset, both, backend = ctx.settings
-    found = backward(upstream, *saved, label_offset, both, image_ids, text_ids, backend)
-    return *found, None, None, None, None, None
+    saved, ids = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+    found = backward(upstream, saved, ids, *ctx.settings)
+    return *found, [None] * len(ids), None, None, None
 
 
 forward.register_autograd(_gradients, setup_context=_save)
@@ -161,22 +171,23 @@ forward.register_autograd(_gradients, setup_context=_save)
 # ------------------------------------------------------------------------------ the backends
 
 
-def numpy_forward(I, T, scale, *rest):  # noqa: E741
-    """`reference`, called as every other backend is; nothing is kept for the backward pass."""
-    loss, *_ = run_reference(I, T, scale, *rest)
-    return loss.to(scale), scale.new_empty(0), scale.new_empty(0)
+def numpy_forward(I, T, scale, labels):  # noqa: E741
+    """`reference`, called as every other backend is; its r and c are never looked at."""
+    loss, *_ = run_reference(I, T, scale, labels)
+    return loss.to(scale), scale.new_zeros(len(I)), scale.new_zeros(len(T) if labels.both else 0)
 
 
-def numpy_backward(upstream, I, T, scale, r, c, *rest):  # noqa: E741
-    _, *gradients = run_reference(I, T, scale, *rest)
+def numpy_backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
+    _, *gradients = run_reference(I, T, scale, labels)
     return tuple((upstream * g.to(upstream)).to(x) for g, x in zip(gradients, (I, T, scale)))
 
 
-def run_reference(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
-    arrays = [None if x is None else (x.double() if x.is_floating_point() else x).cpu().numpy()
-              for x in (I.detach(), T.detach(), scale.detach(), image_ids, text_ids)]
-    found = reference.loss_and_gradients(
-        *arrays[:3], label_offset, "both" if both else "rows", *arrays[3:])
+def run_reference(I, T, scale, labels):  # noqa: E741
+    label_offset, both, *ids = labels
+    features = [x.detach().double().cpu().numpy() for x in (I, T, scale)]
+    ids = [x if x is None else x.cpu().numpy() for x in ids]
+    direction = "both" if both else "rows"
+    found = reference.loss_and_gradients(*features, label_offset, direction, *ids)
     return [torch.as_tensor(x) for x in found]
 
 
@@ -194,14 +205,13 @@ def choose(backend, features) -> str:
     """The backend that "auto" stands for; ValueError for a named one that can't run here."""
     has_triton = find_spec("triton") is not None
     if backend == "auto":
-        fits = features.is_cuda and has_triton and features.dtype != torch.float64
-        return "triton" if fits else "tiled"
+        fits = has_triton and features.dtype != torch.float64 and features.shape[1] <= 2048
+        return "triton" if features.is_cuda and fits else "tiled"
     if backend == "triton":
         if not has_triton:
             raise ValueError("backend 'triton' needs the package triton, which is not installed")
         if features.dtype == torch.float64:
-            raise ValueError("backend 'triton' takes float32, bfloat16 and float16, not float64; "
-                             "'tiled', 'dense' and 'numpy' do")
+            raise ValueError("backend 'triton' takes no float64; 'tiled', 'dense' and 'numpy' do")
         if features.shape[1] > 2048:
             raise ValueError(f"backend 'triton' takes D up to 2048, not {features.shape[1]}")
         from miniclip_kernels.triton_loss import INTERPRETED
@@ -228,23 +238,22 @@ def check(I, T, logit_scale, label_offset, direction, backend):  # noqa: E741
             raise ValueError(f"{name}_features are {features.dtype}; they must be float32, "
                              "bfloat16, float16 or float64")
     if I.ndim != 2 or T.ndim != 2 or I.shape[1] != T.shape[1]:
-        raise ValueError("image_features must be (M, D) and text_features (N, D); got "
-                         f"{tuple(I.shape)} and {tuple(T.shape)}")
+        shapes = f"{tuple(I.shape)} and {tuple(T.shape)}"
+        raise ValueError(f"image_features must be (M, D) and text_features (N, D); got {shapes}")
     (M, D), N = I.shape, len(T)
     if not (M and N and D):
         raise ValueError(f"nothing to compare: M, N and D must be at least 1; got {M}, {N}, {D}")
     if direction == "both" and (M != N or label_offset != 0):
         raise ValueError("direction 'both' needs as many texts as images and label_offset 0; got "
                          f"{M} images, {N} texts, offset {label_offset} (direction 'rows' may do)")
-    if not 0 <= label_offset <= N - M:
-        raise ValueError(f"label_offset must be from 0 to N − M = {N - M}, so that each of {M} "
-                         f"images has its text among {N}; got {label_offset}")
+    if M > N:
+        raise ValueError(f"{M} images need {M} texts at least; got {N}")
+    if not isinstance(label_offset, int) or not 0 <= label_offset <= N - M:
+        raise ValueError(f"label_offset must be from 0 to N − M = {N - M}; got {label_offset!r}")
     if I.dtype != T.dtype:
-        raise ValueError(
-            f"image_features and text_features differ in dtype: {I.dtype} and {T.dtype}")
+        raise ValueError(f"image_features are {I.dtype}, text_features {T.dtype}: not alike")
     if I.device != T.device:
-        raise ValueError("image_features and text_features are on different devices: "
-                         f"{I.device} and {T.device}")
+        raise ValueError(f"image_features are on {I.device}, text_features on {T.device}")
     check_scale(logit_scale)
 
 
@@ -257,25 +266,24 @@ def check_scale(logit_scale):
         if logit_scale.device.type != "cpu" or torch.compiler.is_compiling():
             return  # to look would be to wait for the GPU, or to break the graph
         logit_scale = logit_scale.item()
-    elif not isinstance(logit_scale, (int, float)):
+    elif not isinstance(logit_scale, Real) or isinstance(logit_scale, bool):
         raise ValueError(f"logit_scale must be a float or a tensor, not {logit_scale!r}")
-    if logit_scale <= 0 or math.isinf(logit_scale):
-        raise ValueError(
-            f"logit_scale is the multiplier: finite and positive; got {logit_scale:g}")
+    if logit_scale <= 0 or logit_scale > 3e38:  # NaN may pass: NaN in gives NaN out
+        raise ValueError("logit_scale is the multiplier: finite and positive; got "
+                         f"{str(logit_scale)[:20]}")
 
 
-def check_ids(I, T, label_offset, image_ids, text_ids):  # noqa: E741
-    """Both, checked, or (None, None); where only one is given it stands for both."""
+def check_ids(I, T, image_ids, text_ids) -> list[Tensor]:  # noqa: E741
+    """Both, checked, or nothing; where only one is given it stands for both."""
     if image_ids is None and text_ids is None:
-        return None, None
+        return []
     if image_ids is None or text_ids is None:
         if len(I) != len(T):
             raise ValueError("image_ids and text_ids go together where M and N differ")
         image_ids = text_ids = image_ids if text_ids is None else text_ids
     for name, ids, features in (("image_ids", image_ids, I), ("text_ids", text_ids, T)):
-        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"{name} must be a tensor of int64 or int32")
-        if ids.shape != features.shape[:1] or ids.device != features.device:
-            raise ValueError(f"{name} must be ({len(features)},) on {features.device}; got "
-                             f"{tuple(ids.shape)} on {ids.device}")
-    return image_ids.long(), text_ids.long()
+        fits = isinstance(ids, Tensor) and ids.dtype in (torch.int32, torch.int64)
+        if not fits or ids.shape != features.shape[:1] or ids.device != features.device:
+            raise ValueError(f"{name} must be a tensor ({len(features)},) of int64 or int32 on "
+                             f"{features.device}")
+    return [image_ids.long().contiguous(), text_ids.long().contiguous()]

@@ -16,14 +16,15 @@ import torch
 TILE = 512
 
 
-def forward(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
+def forward(I, T, scale, labels):  # noqa: E741
     """→ loss (), r (M,), c (N,) (or (0,) if not `both`), in float32, or float64 for float64."""
+    label_offset, both, *_ = labels
     wide, M, N = scale.dtype, len(I), len(T)
     r = I.new_full((M,), -torch.inf, dtype=wide)
     c = I.new_full((N if both else 0,), -torch.inf, dtype=wide)
     positives = I.new_empty(M, dtype=wide)  # S at the labelled pairs
     for rows, columns in tiles(M, N):
-        S = similarities(I, T, scale, rows, columns, label_offset, image_ids, text_ids)
+        S = similarities(I, T, scale, rows, columns, labels)
         r[rows] = torch.logaddexp(r[rows], S.logsumexp(1))
         if both:
             c[columns] = torch.logaddexp(c[columns], S.logsumexp(0))
@@ -34,12 +35,13 @@ def forward(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
     return ((loss + (c - positives).mean()) / 2 if both else loss), r, c
 
 
-def backward(upstream, I, T, scale, r, c, label_offset, both, image_ids, text_ids):  # noqa: E741
+def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    label_offset, both, *_ = labels
     dI, dT = (torch.zeros_like(x, dtype=scale.dtype, memory_format=torch.contiguous_format)
               for x in (I, T))
     for rows, columns in tiles(len(I), len(T)):
-        S = similarities(I, T, scale, rows, columns, label_offset, image_ids, text_ids)
+        S = similarities(I, T, scale, rows, columns, labels)
         G = (S - r[rows, None]).exp_()  # P
         if both:
             G += S.sub_(c[columns]).exp_()  # + Q
@@ -63,8 +65,9 @@ def diagonal(rows, columns, label_offset):
     return rows.start + label_offset - columns.start
 
 
-def similarities(I, T, scale, rows, columns, label_offset, image_ids, text_ids):  # noqa: E741
+def similarities(I, T, scale, rows, columns, labels):  # noqa: E741
     """One tile of S, with −inf where an entry is left out."""
+    label_offset, _, image_ids, text_ids = labels
     S = (I[rows].to(scale.dtype) * scale) @ T[columns].to(scale.dtype).T
     if image_ids is not None:
         same = image_ids[rows, None] == text_ids[None, columns]

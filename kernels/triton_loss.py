@@ -15,18 +15,19 @@ Three kernels. Each walks over S in tiles that live in registers and are forgott
             ┌──────┬──────┬──────┬──────┐                 `groups`-th block of rows, in one of
             │ S₀₀  │ S₀₁  │ S₀₂  │ S₀₃  │ ─▶ Σ_j          `splits` stretches of columns. Σ_j stays
       rows: ├──────┼──────┼──────┼──────┤                 in registers; Σ_i is added to the
-     images │ S₁₀  │ S₁₁  │  …   │      │ ─▶ Σ_j          program's own line of a (groups, N) array,
-            └──────┴──────┴──────┴──────┘                 which no other program touches: the order
-               ▼      ▼      ▼      ▼                     of the additions is always the same.
-              Σ_i    Σ_i    Σ_i    Σ_i
-                                                finish    adds the lines up, takes the logarithm,
-            ┌──────┬──────┬──────┬──────┐                 and sums the loss: no product to speak of
+     images │ S₁₀  │ S₁₁  │  …   │      │ ─▶ Σ_j          program's own line of a (groups, N)
+            └──────┴──────┴──────┴──────┘                 array, which no other program touches:
+               ▼      ▼      ▼      ▼                     the order of additions is always the
+              Σ_i    Σ_i    Σ_i    Σ_i                    same.
+
+                                                finish    adds the lines up, takes logarithms, and
+            ┌──────┬──────┬──────┬──────┐                 sums the loss: no product to speak of
     G_0· T =│ G₀₀  │ G₀₁  │ G₀₂  │ G₀₃  │ ─▶ dI₀
-            └──────┴──────┴──────┴──────┘       gradient  S again, G from it, and the product with T
-                                                          into an accumulator (BLOCK_M, BLOCK_D): 2
-                                                          products for each slice of BLOCK_D
-                                                          features. Once more with the roles of I and
-                                                          T exchanged, for dT: S becomes Sᵀ.
+            └──────┴──────┴──────┴──────┘       gradient  S again, G from it, and G T into an
+                                                          accumulator (BLOCK_M, BLOCK_D): 2 products
+                                                          for each slice of BLOCK_D features. Again
+                                                          with the roles of I and T exchanged, for
+                                                          dT: S becomes Sᵀ.
 
 For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products; the least without keeping S is 4.
 
@@ -41,10 +42,10 @@ Without maxima. exp S may overflow. For unit vectors S ≤ s is known beforehand
 be taken out of every exponential, 2^(S' − shift) with S' = S · log₂e: as much as keeps the largest
 possible sum at 2^120, and no more, since what is taken out of a float32 costs its last bits; up to
 s = 72 at N = 65,536 it is nothing at all. Nothing is lost as long as a sum is not below 2^−80 (a
-term that is flushed to zero is below 2^−126). With s = 100 and N = 65,536 that fails for a row whose
-best cosine is below −0.28; and for vectors far from unit length sums may overflow. `finish` sees
-either in the sum itself, and does that block of rows or columns again with a running maximum, on
-the spot: nobody waits for the GPU to know.
+term that is flushed to zero is below 2^−126). With s = 100 and N = 65,536 that fails for a row
+whose best cosine is below −0.28; and for vectors far from unit length sums may overflow. `finish`
+sees either in the sum itself, and does that block of rows or columns again with a running maximum,
+on the spot: nobody waits for the GPU to know.
 
 Tile sizes stand in `tiles`. No file of another project was copied; what others did well and badly
 is told in the README of this project's kernels: column sums in the pass of the row sums, no
@@ -90,7 +91,8 @@ def tiles(dtype, D, shared_memory):
         return sums, gradient | {"BLOCK_D": min(wide_enough, 64)}
     if dtype == torch.float32:
         options = {"BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-        return options | {"BLOCK_M": 64}, options | {"BLOCK_M": 32, "BLOCK_D": min(wide_enough, 128)}
+        gradient = {"BLOCK_M": 32, "BLOCK_D": min(wide_enough, 128)}
+        return options | {"BLOCK_M": 64}, options | gradient
     options = {"BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
     sums = options | {"BLOCK_M": 128, "BLOCK_N": 128}
     if wide_enough <= 256 or shared_memory < 160 * 1024:
@@ -298,7 +300,7 @@ def gradient_kernel(A, B, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts, 
 # ------------------------------------------------------------------------------ launching
 
 
-def launch_options(I, both, image_ids):  # noqa: E741
+def launch_options(I, image_ids):  # noqa: E741
     """What every launch is told: tiles of the two passes, and the constants they share."""
     shared_memory = 0
     if I.is_cuda:
@@ -315,10 +317,11 @@ def on(tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def forward(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
+def forward(I, T, scale, labels):  # noqa: E741
     """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2."""
+    label_offset, both, image_ids, text_ids = labels
     M, N = len(I), len(T)
-    options, _ = launch_options(I, both, image_ids)
+    options, _ = launch_options(I, image_ids)
     options |= {"BOTH": both,
                 "RAGGED": bool(M % options["BLOCK_M"] or N % options["BLOCK_N"])}
     blocks = triton.cdiv(M, options["BLOCK_M"])
@@ -340,10 +343,11 @@ def forward(I, T, scale, label_offset, both, image_ids, text_ids):  # noqa: E741
     return losses.sum(), r, c
 
 
-def backward(upstream, I, T, scale, r, c, label_offset, both, image_ids, text_ids):  # noqa: E741
+def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    label_offset, both, image_ids, text_ids = labels
     M, N, D = len(I), len(T), I.shape[1]
-    _, options = launch_options(I, both, image_ids)
+    _, options = launch_options(I, image_ids)
     slices = triton.cdiv(D, options["BLOCK_D"])
     dI, dT = I.new_empty(M, D), T.new_empty(N, D)
     blocks_i, blocks_t = (triton.cdiv(n, options["BLOCK_M"]) for n in (M, N))

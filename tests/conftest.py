@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="miniclip-tests."))
 REAL_DATA = os.environ.pop("MINICLIP_DATA", "")
@@ -14,6 +15,8 @@ REAL_DATA = os.environ.pop("MINICLIP_DATA", "")
 os.environ.update(
     MINICLIP_CACHE=str(SCRATCH / "cache"), HF_HOME=str(SCRATCH / "hub"),
     HF_ENDPOINT="http://127.0.0.1:9", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+if not torch.cuda.is_available():  # Triton's interpreter, in NumPy; read when triton is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_unconfigure():

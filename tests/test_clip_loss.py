@@ -1,154 +1,530 @@
-"""Tests of kernels/clip_loss.py: value and gradients against NumPy in float64, and bad input."""
+"""Tests of kernels/clip_loss.py: what a caller may pass and gets back, from every backend alike.
 
+How exact each backend is stands in test_kernel_parity.py, the equations in test_reference.py.
+"""
+
+import itertools
 import math
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from miniclip_kernels.clip_loss import clip_loss
+import torch.nn.functional as F
+from kernel_truth import DEVICE, FALLBACK, TRITON
+from miniclip_kernels import clip_loss as module
+from miniclip_kernels.clip_loss import ClipLoss, choose, clip_loss
+
+EVERY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, "numpy"])
+BUT_NUMPY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON])
 
 
-def truth(images, texts, scale) -> float:
-    """Radford et al. 2021, Figure 3, in float64 NumPy, written for the eye and not for speed."""
-    logits = scale * images @ texts.T
-    total = 0.0
-    for matrix in (logits, logits.T):  # each image among the texts, each text among the images
-        for i, row in enumerate(matrix):
-            top = row.max()
-            total += top + np.log(np.exp(row - top).sum()) - row[i]
-    return total / (2 * len(logits))
+def features(M, D, N=None, seed=0, dtype=torch.float32):
+    """Unit vectors (M, D) and (N, D), both leaves that want a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    return [F.normalize(torch.randn(n, D, generator=generator)).to(DEVICE, dtype).requires_grad_()
+            for n in (M, N or M)]
 
 
-def slopes(function, array, step=1e-6):
-    """The gradient of a function of one array by central differences."""
-    gradient = np.zeros_like(array)
-    for index in np.ndindex(array.shape):
-        up, down = array.copy(), array.copy()
-        up[index] += step
-        down[index] -= step
-        gradient[index] = (function(up) - function(down)) / (2 * step)
-    return gradient
+def loss_and_gradients(images, texts, scale, **options):
+    """The loss and the gradients of all three, as if nothing had been computed before."""
+    leaves = [x.detach().requires_grad_() for x in (images, texts)]
+    scale = torch.as_tensor(scale, device=DEVICE).detach().requires_grad_()
+    loss = clip_loss(*leaves, scale, **options)
+    return [loss, *torch.autograd.grad(loss, [*leaves, scale])]
 
 
-def features(n, d, seed=0, unit=True):
-    """Two random (n, d) float64 arrays; the second is near the first, as pairs are."""
-    rng = np.random.default_rng(seed)
-    images = rng.normal(size=(n, d))
-    texts = images + rng.normal(size=(n, d))
-    if unit:
-        images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
-    return images, texts
+def assert_same(found, expected):
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
 
 
-def tensors(*arrays):
-    return [torch.tensor(array, dtype=torch.float32, requires_grad=True) for array in arrays]
+# ------------------------------------------------------------------------------ what comes back
 
 
-@pytest.mark.parametrize("backend", ["auto", "dense"])
-@pytest.mark.parametrize("n, d, scale", [
-    (1, 4, 14.0), (2, 3, 1.0), (7, 5, 1 / 0.07), (33, 16, 50.0), (64, 8, 100.0)])
-def test_value(n, d, scale, backend):
-    images, texts = features(n, d)
-    loss = clip_loss(*tensors(images, texts), scale, backend=backend)
-    assert loss.shape == () and loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(truth(images, texts, scale), rel=1e-5, abs=1e-5)
+@EVERY
+def test_the_loss_is_a_float32_scalar_with_gradients_like_the_input(backend):
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        if dtype == torch.float64 and backend == "triton":
+            continue
+        images, texts = features(5, 4, dtype=dtype)
+        scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
+        loss = clip_loss(images, texts, scale, backend=backend)
+        loss.backward()
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        assert loss.shape == () and loss.dtype == wide and loss.device == images.device
+        for leaf in (images, texts, scale):
+            assert leaf.grad.shape == leaf.shape and leaf.grad.dtype == leaf.dtype
 
 
-@pytest.mark.parametrize("unit", [True, False])
-@pytest.mark.parametrize("scale", [2.5, 1 / 0.07, 100.0])
-def test_gradients(scale, unit):
-    """Of images, texts and the scale, each against differences of the formula above."""
-    images, texts = features(5, 4, seed=1, unit=unit)
-    scale = np.array(scale if unit else scale / 10)
-    given = tensors(images, texts, scale)
-    clip_loss(*given).backward()
-    expected = [slopes(lambda x: truth(x, texts, scale), images),
-                slopes(lambda x: truth(images, x, scale), texts),
-                slopes(lambda x: truth(images, texts, x), scale)]
-    for tensor, gradient in zip(given, expected, strict=True):
-        assert tensor.grad.shape == tensor.shape
-        np.testing.assert_allclose(tensor.grad.numpy(), gradient, rtol=1e-3, atol=1e-5)
-
-
-def test_the_scale_is_a_float_or_a_tensor():
-    images, texts = features(6, 4)
-    as_float = clip_loss(*tensors(images, texts), 20.0)
-    for scale in (torch.tensor(20.0), torch.tensor([20.0]), torch.nn.Parameter(torch.tensor(20.0))):
-        assert clip_loss(*tensors(images, texts), scale).item() == as_float.item()
-
-
-def test_features_that_say_nothing_cost_ln_n():
+@EVERY
+@pytest.mark.parametrize("n", [2, 17, 100])
+def test_features_that_say_nothing_cost_ln_n(n, backend):
     """All alike, every answer is as good as any other: ln N, whatever the scale."""
-    for n in (2, 17, 128):
-        same = torch.ones(n, 8) / math.sqrt(8)
-        for scale in (1.0, 100.0):
-            assert clip_loss(same, same, scale).item() == pytest.approx(math.log(n), rel=1e-5)
+    same = torch.ones(n, 8, device=DEVICE) / math.sqrt(8)
+    for scale in (1.0, 100.0):
+        loss = clip_loss(same, same, scale, backend=backend)
+        assert loss.item() == pytest.approx(math.log(n), rel=1e-5)
 
 
-def test_one_pair_has_no_wrong_answer():
-    given = tensors(*features(1, 8))
-    loss = clip_loss(*given, 100.0)
-    loss.backward()
-    assert loss.item() == 0 and all(not tensor.grad.any() for tensor in given)
+@EVERY
+def test_one_pair_has_no_wrong_answer(backend):
+    found = loss_and_gradients(*features(1, 8), 100.0, backend=backend)
+    assert all(not x.any() for x in found)
 
 
-def test_right_pairs_cost_nothing_and_wrong_ones_the_scale():
-    eye = torch.eye(4)
-    assert clip_loss(eye, eye, 100.0).item() == pytest.approx(0, abs=1e-6)
-    assert clip_loss(eye, eye.roll(1, 0), 100.0).item() == pytest.approx(100, rel=1e-5)
+@EVERY
+def test_right_pairs_cost_nothing_and_wrong_ones_the_scale(backend):
+    eye = torch.eye(4, device=DEVICE)
+    assert clip_loss(eye, eye, 100.0, backend=backend).item() == pytest.approx(0, abs=1e-6)
+    wrong = clip_loss(eye, eye.roll(1, 0), 100.0, backend=backend)
+    assert wrong.item() == pytest.approx(100, rel=1e-5)
 
 
-def test_both_directions_count():
-    """Texts that all lie near image 0: "which text?" is a guess, "which image?" is answered 0."""
-    images, texts = np.eye(3), np.array([[1, 0, 0], [1, 0.1, 0], [1, 0, 0.1]])
-    forth, back = (clip_loss(*tensors(a, b), 10.0).item()
-                   for a, b in ((images, texts), (texts, images)))
-    assert forth == pytest.approx(truth(images, texts, 10.0), rel=1e-5)
-    assert forth == pytest.approx(back, rel=1e-5)  # the roles are interchangeable
+@EVERY
+def test_both_directions_count(backend):
+    """Texts that all lie near image 0: as hard the other way round, if the roles are exchanged."""
+    images = torch.eye(3, device=DEVICE)
+    texts = torch.tensor([[1, 0, 0], [1, 0.1, 0], [1, 0, 0.1]], device=DEVICE)
+    both, back = (clip_loss(x, y, 10.0, backend=backend) for x, y in ((images, texts),
+                                                                     (texts, images)))
+    rows, columns = (clip_loss(x, y, 10.0, direction="rows", backend=backend)
+                     for x, y in ((images, texts), (texts, images)))
+    assert abs(rows - columns) > 1
+    assert_same([both, both], [back, (rows + columns) / 2])
 
 
-def test_large_similarities_do_not_overflow():
+@EVERY
+@pytest.mark.filterwarnings(*FALLBACK)
+def test_large_similarities_do_not_overflow(backend):
     images, texts = (1000 * x for x in features(8, 4))
-    given = tensors(images, texts)
-    loss = clip_loss(*given, 100.0)
+    assert all(x.isfinite().all() for x in loss_and_gradients(images, texts, 100.0,
+                                                              backend=backend))
+
+
+@EVERY
+@pytest.mark.filterwarnings(*FALLBACK)
+def test_nan_is_not_hidden(backend):
+    """Of a feature: every text's gradient has it, as its image is compared with every text."""
+    images, texts = features(5, 4)
+    for index in range(5):
+        broken = images.detach().clone()
+        broken[index, 1] = torch.nan
+        loss, dI, dT, ds = loss_and_gradients(broken, texts, 10.0, backend=backend)
+        assert loss.isnan() and ds.isnan() and dI[index].isnan().all() and dT.isnan().all()
+    for scale in (math.nan, torch.tensor(math.nan)):
+        assert clip_loss(images, texts, scale, backend=backend).isnan()
+
+
+# ------------------------------------------------------------------------------ the arguments
+
+
+@EVERY
+@pytest.mark.parametrize("scale", [
+    20, np.float64(20), torch.tensor(20.0), torch.tensor([20.0]), torch.tensor([[20.0]]),
+    torch.tensor(20.0).double(), torch.tensor(20.0).half(), torch.nn.Parameter(torch.tensor(20.0)),
+], ids=repr)
+def test_the_scale_is_a_number_or_a_tensor_of_one(scale, backend):
+    expected = clip_loss(*features(6, 4), 20.0, backend=backend).item()
+    loss = clip_loss(*features(6, 4), scale, backend=backend)
+    assert loss.dtype == torch.float32 and loss.item() == expected
+    if isinstance(scale, torch.Tensor):
+        scale = scale.detach().requires_grad_()
+        clip_loss(*features(6, 4), scale, backend=backend).backward()
+        assert scale.grad.shape == scale.shape and scale.grad.dtype == scale.dtype
+
+
+@EVERY
+@pytest.mark.parametrize("wanted", range(8))
+def test_only_who_asks_gets_a_gradient(wanted, backend):
+    """wanted: a bit for each of images, texts, scale."""
+    leaves = [*features(5, 4), torch.tensor(10.0, device=DEVICE)]
+    everything = loss_and_gradients(*leaves, backend=backend)
+    for bit, leaf in enumerate(leaves):
+        leaf.requires_grad_(bool(wanted >> bit & 1))
+    loss = clip_loss(*leaves, backend=backend)
+    assert loss.requires_grad == (wanted > 0)
+    if wanted:
+        loss.backward()
+    for leaf, gradient in zip(leaves, everything[1:], strict=True):
+        if leaf.requires_grad:
+            assert_same([leaf.grad], [gradient])
+        else:
+            assert leaf.grad is None
+
+
+@EVERY
+def test_twice_in_one_graph(backend):
+    """Gradients add up, each with the factor that its loss got."""
+    images, texts = features(5, 4)
+    scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
+    once = loss_and_gradients(images, texts, scale, backend=backend)
+    swapped = loss_and_gradients(texts.flip(0), images, scale, backend=backend)
+    loss = (3 * clip_loss(images, texts, scale, backend=backend)
+            - clip_loss(texts.flip(0), images, scale, backend=backend) / 2)
     loss.backward()
-    assert math.isfinite(loss.item()) and all(t.grad.isfinite().all() for t in given)
+    assert_same([images.grad, texts.grad, scale.grad], [
+        3 * once[1] - swapped[2] / 2, 3 * once[2] - swapped[1].flip(0) / 2,
+        3 * once[3] - swapped[3] / 2])
 
 
-@pytest.mark.parametrize("dtype, tolerance", [
-    (torch.float64, 1e-5), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)])
-def test_other_floats_give_a_loss_of_at_least_float32(dtype, tolerance):
-    images, texts = features(32, 16)
-    images, texts = torch.tensor(images).to(dtype), torch.tensor(texts).to(dtype)
-    loss = clip_loss(images, texts, 10.0)
-    assert loss.dtype in (torch.float32, torch.float64)
-    exact = truth(images.double().numpy(), texts.double().numpy(), 10.0)
-    assert loss.item() == pytest.approx(exact, rel=tolerance)
+@EVERY
+def test_any_strides(backend):
+    """Transposed, every second number, a corner of something wider, one row or column repeated."""
+    wide = torch.randn(10, 12, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    views = [wide[:6, :6].T, wide[:6, ::2], wide[1:7, 6:], wide[:1, :6].expand(6, 6),
+             wide[:6, :1].expand(6, 6)]
+    for images, texts in itertools.product(views, views):
+        expected = loss_and_gradients(images.clone(memory_format=torch.contiguous_format),
+                                      texts.clone(memory_format=torch.contiguous_format), 1.5,
+                                      backend=backend)
+        assert_same(loss_and_gradients(images, texts, 1.5, backend=backend), expected)
+
+
+@EVERY
+def test_the_same_bits_every_time(backend):
+    images, texts = features(70, 9)
+    first, second = (loss_and_gradients(images, texts, 30.0, backend=backend) for _ in range(2))
+    assert all(x.equal(y) for x, y in zip(first, second, strict=True))
+
+
+def test_no_gradients_of_gradients():
+    """Refused, not wrong; "dense" is there for who needs them."""
+    images, texts = features(3, 4)
+    gradient, = torch.autograd.grad(
+        clip_loss(images, texts, 10.0, backend="tiled"), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        gradient.sum().backward()
+
+
+# ------------------------------------------------------------------------------ who belongs to whom
+
+
+@EVERY
+@pytest.mark.parametrize("offset", [0, 1, 9])
+def test_rows_are_cross_entropy_towards_their_labels(offset, backend):
+    images, texts = features(5, 4, N=14)
+    found = loss_and_gradients(images, texts, 10.0, label_offset=offset, direction="rows",
+                               backend=backend)
+    labels = torch.arange(offset, offset + 5, device=DEVICE)
+    scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
+    loss = F.cross_entropy(scale * images @ texts.T, labels)
+    assert_same(found, [loss, *torch.autograd.grad(loss, [images, texts, scale])])
+
+
+@EVERY
+def test_rows_in_two_halves_are_the_whole(backend):
+    """What the label offset is for: each process has its share of the images."""
+    images, texts = features(6, 4)
+    whole = clip_loss(images, texts, 10.0, direction="rows", backend=backend)
+    halves = [clip_loss(images[i:i + 3], texts, 10.0, direction="rows", label_offset=i,
+                        backend=backend) for i in (0, 3)]
+    assert_same([whole], [sum(halves) / 2])
+
+
+@EVERY
+def test_captions_of_the_same_image_are_no_wrong_answers(backend):
+    """By hand: pairs 0 and 1 share an image; each has one wrong answer left, pair 2 has two."""
+    eye, s = torch.eye(3, device=DEVICE), 2.0
+    ids = torch.tensor([7, 7, 9], device=DEVICE)
+    loss, dI, dT, ds = loss_and_gradients(eye, eye, s, image_ids=ids, backend=backend)
+    one, two = (k / (k + math.exp(s)) for k in (1, 2))  # probability of all wrong answers
+    assert loss.item() == pytest.approx((2 * math.log1p(math.exp(-s))
+                                         + math.log1p(2 * math.exp(-s))) / 3)
+    # ∂L/∂S = ½ (row softmax + column softmax − 2δ) / 3, and 0 for what is left out
+    wrong = (one + two / 2) / 2  # softmax of row 0 at column 2, and of column 2 at row 0
+    expected = torch.tensor(
+        [[-one, 0, wrong], [0, -one, wrong], [wrong, wrong, -two]], device=DEVICE) / 3
+    assert_same([dI, dT, ds], [s * expected, s * expected.T, expected.diagonal().sum()])
+
+
+@EVERY
+def test_ids_of_either_side(backend):
+    """Their numbers don't matter, only which are equal; one stands for both where M = N."""
+    images, texts = features(5, 4)
+    ids = torch.tensor([3, 1, 3, 2, 1], device=DEVICE)
+    expected = loss_and_gradients(images, texts, 10.0, image_ids=ids, text_ids=ids,
+                                  backend=backend)
+    plain = loss_and_gradients(images, texts, 10.0, backend=backend)
+    assert expected[0] < plain[0] - 0.01
+    for options in ({"image_ids": ids}, {"text_ids": ids}, {"image_ids": ids.int()},
+                    {"image_ids": ids * 10**12 - 7}, {"image_ids": ids.repeat_interleave(2)[::2]}):
+        found = loss_and_gradients(images, texts, 10.0, **options, backend=backend)
+        assert all(x.equal(y) for x, y in zip(found, expected, strict=True))
+    distinct = torch.arange(5, device=DEVICE)
+    assert_same(loss_and_gradients(images, texts, 10.0, image_ids=distinct, backend=backend), plain)
+    alike = loss_and_gradients(images, texts, 10.0, image_ids=ids * 0, backend=backend)
+    assert all(x.abs().max() < 1e-6 for x in alike)  # no wrong answer is left
+
+
+@EVERY
+def test_ids_and_an_offset(backend):
+    """Text 1 is image 0's, and text 2 another caption of it; text 0 is a stranger."""
+    images, texts = features(2, 4, N=4)
+    ids = torch.tensor([5, 6, 6, 8], device=DEVICE)
+    loss = clip_loss(images, texts, 10.0, label_offset=1, direction="rows", image_ids=ids[[1, 3]],
+                     text_ids=ids, backend=backend)
+    S = 10 * images @ texts.T  # row 0 counts columns 0, 1, 3; row 1 all of them, pair in 2
+    expected = (S[0, [0, 1, 3]].logsumexp(0) - S[0, 1] + S[1].logsumexp(0) - S[1, 2]) / 2
+    assert_same([loss], [expected])
+
+
+# ------------------------------------------------------------------------------ within PyTorch
+
+
+@BUT_NUMPY
+def test_autocast_changes_nothing(backend):
+    """float32 features are compared in float32: bfloat16 can't tell 0.99 from 0.993."""
+    images, texts = features(40, 16)
+    expected = loss_and_gradients(images, texts, 50.0, backend=backend)
+    scale = torch.tensor(50.0, device=DEVICE, requires_grad=True)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        loss = clip_loss(images, texts, scale, backend=backend)
+    found = [loss, *torch.autograd.grad(loss, [images, texts, scale])]
+    assert all(x.dtype == torch.float32 and x.equal(y)
+               for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["tiled", TRITON])
+def test_autocast_around_the_backward_pass_too(backend):
+    images, texts = features(40, 16)
+    expected = loss_and_gradients(images, texts, 50.0, backend=backend)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = loss_and_gradients(images, texts, 50.0, backend=backend)
+    assert all(x.equal(y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense", "tiled", TRITON])
+def test_compiled_in_one_graph(backend):
+    """As part of a model whose scale is a parameter."""
+    torch.compiler.reset()
+    images, texts = features(9, 5)
+    log_scale = torch.nn.Parameter(torch.tensor(2.5, device=DEVICE))
+
+    def whole(images, texts):
+        return clip_loss(F.normalize(images + texts), texts, log_scale.exp(), backend=backend) * 2
+
+    found, expected = (
+        [loss, *torch.autograd.grad(loss, [images, texts, log_scale])] for loss in (
+            f(images, texts) for f in (
+                torch.compile(whole, backend="aot_eager", fullgraph=True), whole)))
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["tiled", TRITON, "numpy"])
+@pytest.mark.parametrize("both", [True, False])
+def test_the_operators_are_what_they_say(both, backend):
+    """PyTorch's own test of custom operators: no aliases, no mutation, and true shapes."""
+    images, texts = features(5, 3, N=5 if both else 7)
+    scale = torch.tensor(3.0, device=DEVICE, requires_grad=True)
+    ids = [torch.tensor([0, 0, 1, 2, 3], device=DEVICE), torch.arange(len(texts), device=DEVICE)]
+    settings = (ids, 0, both, backend)
+    torch.library.opcheck(module.forward, (images, texts, scale, *settings))
+    given = [x.detach() for x in (images, texts, scale)]
+    _, r, c = module.forward(*given, *settings)
+    torch.library.opcheck(module.backward, (scale.detach(), [*given, r, c], *settings))
+
+
+@BUT_NUMPY
+def test_what_is_kept_for_the_backward_pass(backend):
+    """M × N numbers by plain PyTorch; not by the others, which is what they are for."""
+    images, texts = features(120, 3, N=130)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x,
+                                                  lambda x: x):
+        clip_loss(images, texts, torch.tensor(9.0, requires_grad=True), direction="rows",
+                  backend=backend)
+    if backend == "dense":
+        assert max(kept) >= 120 * 130
+    else:
+        assert 0 < sum(kept) <= (120 + 130) * (3 + 1) + 1
+
+
+# ------------------------------------------------------------------------------ the choice
+
+
+@pytest.mark.parametrize("cuda, dtype, D, expected", [
+    (False, torch.float32, 512, "tiled"), (True, torch.float32, 512, "triton"),
+    (True, torch.bfloat16, 2048, "triton"), (True, torch.float64, 512, "tiled"),
+    (True, torch.bfloat16, 2049, "tiled")])
+def test_auto_is_triton_where_it_runs(cuda, dtype, D, expected, monkeypatch):
+    given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(8, D))
+    monkeypatch.setattr(module, "find_spec", lambda name: "found")
+    assert choose("auto", given) == expected
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert choose("auto", given) == "tiled"
+
+
+def test_auto_gives_the_bits_of_the_backend_it_stands_for():
+    images, texts = features(20, 8)
+    chosen = choose("auto", images)
+    assert clip_loss(images, texts, 10.0).equal(clip_loss(images, texts, 10.0, backend=chosen))
+
+
+def test_a_missing_triton_is_told(monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError) as error:
+        clip_loss(*features(3, 4), 10.0, backend="triton")
+    assert str(error.value) == "backend 'triton' needs the package triton, which is not installed"
+    assert clip_loss(*features(3, 4), 10.0).isfinite()
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+def test_triton_tells_what_it_does_not_take(backend):
+    for given, message in [
+            (torch.eye(3).double(),
+             "backend 'triton' takes no float64; 'tiled', 'dense' and 'numpy' do"),
+            (torch.ones(1, 2049), "backend 'triton' takes D up to 2048, not 2049")]:
+        with pytest.raises(ValueError) as error:
+            clip_loss(given.to(DEVICE), given.to(DEVICE), 10.0, backend=backend)
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+def test_triton_needs_cuda_or_its_interpreter(backend):
+    code = ("import torch; from miniclip_kernels.clip_loss import clip_loss; "
+            f"clip_loss(torch.eye(2), torch.eye(2), 1.0, backend='{backend}')")
+    environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                         text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == (
+        "ValueError: backend 'triton' needs CUDA tensors, not cpu; on a CPU set TRITON_INTERPRET=1 "
+        "before triton is first imported")
+
+
+# ------------------------------------------------------------------------------ bad input
 
 
 X = torch.eye(4)
+DIRECTION = " (direction 'rows' may do)"
+SCALE = "logit_scale is the multiplier: finite and positive; got "
+ONE_NUMBER = "logit_scale must be a float or a tensor of one floating-point number; got "
+NO_NUMBER = "logit_scale must be a float or a tensor, not "
+DTYPES = "; they must be float32, bfloat16, float16 or float64"
+SHAPES = "image_features must be (M, D) and text_features (N, D); got "
+OFFSET = "label_offset must be from 0 to N − M = 2; got "
+IDS = " must be a tensor (4,) of int64 or int32 on cpu"
+EMPTY = "nothing to compare: M, N and D must be at least 1; got "
 
 
-@pytest.mark.parametrize("arguments, options, words", [
-    ((X, X, 10.0), {"backend": "cuda"}, "backend 'cuda' is not one of auto, dense"),
-    ((X, X, 10.0), {"backend": ""}, "backend '' is not one of"),
-    ((X[0], X[0], 10.0), {}, r"must both be \(N, D\); got \(4,\) and \(4,\)"),
-    ((X[None], X[None], 10.0), {}, r"must both be \(N, D\); got \(1, 4, 4\)"),
-    ((X, X[:3], 10.0), {}, r"got \(4, 4\) and \(3, 4\)"),
-    ((X, X[:, :3], 10.0), {}, r"got \(4, 4\) and \(4, 3\)"),
-    ((X[:0], X[:0], 10.0), {}, "an empty batch has no loss"),
-    ((X.long(), X.long(), 10.0), {}, "image_features are torch.int64; they must be floating"),
-    ((X, X.long(), 10.0), {}, "text_features are torch.int64"),
-    ((X.bool(), X, 10.0), {}, "image_features are torch.bool"),
-    ((X, X.double(), 10.0), {}, "differ in dtype: torch.float32 and torch.float64"),
-    ((X, X.to("meta"), 10.0), {}, "different devices: cpu and meta"),
-    ((X, X, torch.ones(2)), {}, r"must be a scalar; got shape \(2,\)"),
-    ((X, X, torch.ones(0)), {}, r"must be a scalar; got shape \(0,\)"),
-    ((X, X, 0.0), {}, "must be positive; got 0.0"),
-    ((X, X, -1.0), {}, "must be positive; got -1.0"),
-    ((X, X, torch.tensor(-2.0)), {}, "must be positive"),
+@pytest.mark.parametrize("arguments, options, message", [
+    ((X, X, 1.0), {"backend": "cuda"},
+     "backend 'cuda' is not one of auto, triton, tiled, dense, numpy"),
+    ((X, X, 1.0), {"backend": None},
+     "backend None is not one of auto, triton, tiled, dense, numpy"),
+    ((X, X, 1.0), {"direction": "columns"}, "direction 'columns' is not one of both, rows"),
+    (([[1.0]], X, 1.0), {}, "image_features must be a tensor, not list"),
+    ((X, np.eye(4), 1.0), {}, "text_features must be a tensor, not ndarray"),
+    ((X.long(), X.long(), 1.0), {}, "image_features are torch.int64" + DTYPES),
+    ((X, X.bool(), 1.0), {}, "text_features are torch.bool" + DTYPES),
+    ((X.to(torch.complex64), X, 1.0), {}, "image_features are torch.complex64" + DTYPES),
+    ((X[0], X[0], 1.0), {}, SHAPES + "(4,) and (4,)"),
+    ((X[None], X[None], 1.0), {}, SHAPES + "(1, 4, 4) and (1, 4, 4)"),
+    ((X, X[:, :3], 1.0), {}, SHAPES + "(4, 4) and (4, 3)"),
+    ((X[:0], X[:0], 1.0), {}, EMPTY + "0, 0, 4"),
+    ((X[:, :0], X[:, :0], 1.0), {}, EMPTY + "4, 4, 0"),
+    ((X[:0], X, 1.0), {"direction": "rows"}, EMPTY + "0, 4, 4"),
+    ((X, X[:3], 1.0), {}, "direction 'both' needs as many texts as images and label_offset 0; "
+     "got 4 images, 3 texts, offset 0" + DIRECTION),
+    ((X, X, 1.0), {"label_offset": 1}, "direction 'both' needs as many texts as images and "
+     "label_offset 0; got 4 images, 4 texts, offset 1" + DIRECTION),
+    ((X, X[:3], 1.0), {"direction": "rows"},
+     "4 images need 4 texts at least; got 3"),
+    ((X[:2], X, 1.0), {"direction": "rows", "label_offset": 3}, OFFSET + "3"),
+    ((X[:2], X, 1.0), {"direction": "rows", "label_offset": -1}, OFFSET + "-1"),
+    ((X[:2], X, 1.0), {"direction": "rows", "label_offset": 1.5}, OFFSET + "1.5"),
+    ((X, X.double(), 1.0), {},
+     "image_features are torch.float32, text_features torch.float64: not alike"),
+    ((X, X.to("meta"), 1.0), {}, "image_features are on cpu, text_features on meta"),
+    ((X, X, torch.ones(2)), {}, ONE_NUMBER + "(2,), torch.float32"),
+    ((X, X, torch.ones(0)), {}, ONE_NUMBER + "(0,), torch.float32"),
+    ((X, X, torch.tensor(3)), {}, ONE_NUMBER + "(), torch.int64"),
+    ((X, X, "10"), {}, NO_NUMBER + "'10'"),
+    ((X, X, None), {}, NO_NUMBER + "None"),
+    ((X, X, True), {}, NO_NUMBER + "True"),
+    ((X, X, 10**400), {}, SCALE + "10000000000000000000"),
+    ((X, X, 0), {}, SCALE + "0"),
+    ((X, X, -1.5), {}, SCALE + "-1.5"),
+    ((X, X, math.inf), {}, SCALE + "inf"),
+    ((X, X, torch.tensor(-2.0)), {}, SCALE + "-2.0"),
+    ((X, X, torch.tensor([math.inf])), {}, SCALE + "inf"),
+    ((X, X, 1.0), {"image_ids": [1, 2, 3, 4]}, "image_ids" + IDS),
+    ((X, X, 1.0), {"text_ids": torch.ones(4)}, "image_ids" + IDS),
+    ((X, X, 1.0), {"image_ids": torch.arange(4), "text_ids": torch.ones(4)}, "text_ids" + IDS),
+    ((X, X, 1.0), {"image_ids": torch.arange(3)}, "image_ids" + IDS),
+    ((X, X, 1.0), {"image_ids": torch.arange(4), "text_ids": torch.ones(4, 1, dtype=torch.int64)},
+     "text_ids" + IDS),
+    ((X, X, 1.0), {"image_ids": torch.arange(4, device="meta")}, "image_ids" + IDS),
+    ((X[:2], X, 1.0), {"direction": "rows", "image_ids": torch.arange(2)},
+     "image_ids and text_ids go together where M and N differ"),
 ])
-def test_bad_input_is_one_clear_line(arguments, options, words):
-    with pytest.raises(ValueError, match=words) as error:
+def test_bad_input_is_one_clear_line(arguments, options, message):
+    with pytest.raises(ValueError) as error:
         clip_loss(*arguments, **options)
-    assert "\n" not in str(error.value)
+    assert str(error.value) == message and "\n" not in message
+
+
+# ------------------------------------------------------------------------------ ClipLoss
+
+
+@EVERY
+def test_the_module_is_open_clips(backend):
+    """Its formula, written out; called as it is called there."""
+    images, texts = features(11, 6)
+    scale = torch.tensor(12.5, device=DEVICE, requires_grad=True)
+    logits_per_image = scale * images @ texts.T
+    logits_per_text = scale * texts @ images.T
+    labels = torch.arange(11, device=DEVICE)
+    total = (F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_text, labels))
+    expected = [total / 2, *torch.autograd.grad(total / 2, [images, texts, scale])]
+    ours = ClipLoss(backend=backend)
+    for loss in (ours(images, texts, scale), ours(images, texts, scale, logit_bias=-10.0),
+                 ours(images, texts, scale, None, True)["contrastive_loss"],
+                 ours(image_features=images, text_features=texts, logit_scale=scale,
+                      output_dict=True)["contrastive_loss"]):
+        assert_same([loss, *torch.autograd.grad(loss, [images, texts, scale])], expected)
+    assert list(ours(images, texts, scale, output_dict=True)) == ["contrastive_loss"]
+    assert not list(ours.parameters()) and not ours.state_dict()
+
+
+def towers():
+    """Two small models, a scale, and the batch: 6 inputs for each tower."""
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in
+               ((5, 4), (7, 4))]
+    scale = torch.tensor(9.0, requires_grad=True)
+    return [*weights, scale], [torch.randn(6, d, generator=generator) for d in (5, 7)]
+
+
+def one_process(rank, world_size, folder):
+    """A process of a group: its share of the batch, gradients averaged as DDP does it."""
+    torch.set_num_threads(1)
+    parameters, inputs = towers()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    share = slice(rank * 6 // world_size, (rank + 1) * 6 // world_size)
+    images, texts = (F.normalize(x[share] @ w) for x, w in zip(inputs, parameters))
+    loss = ClipLoss(rank, world_size)(images, texts, parameters[2])
+    loss.backward()
+    found = [loss.detach(), *(x.grad for x in parameters)]
+    for x in found:
+        torch.distributed.all_reduce(x)
+        x /= world_size
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
+def test_two_processes_are_one(tmp_path):
+    """The mean of their losses is the whole batch's loss, the mean of their gradients its own."""
+    torch.multiprocessing.spawn(one_process, (2, tmp_path), nprocs=2)
+    parameters, inputs = towers()
+    images, texts = (F.normalize(x @ w) for x, w in zip(inputs, parameters))
+    loss = ClipLoss(backend="dense")(images, texts, parameters[2])
+    expected = [loss, *torch.autograd.grad(loss, parameters)]
+    for rank in range(2):
+        assert_same(torch.load(tmp_path / f"{rank}.pt"), expected)

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from miniclip_kernels.clip_loss import clip_loss
 
 from miniclip import checkpoint, data, sources
 from miniclip.config import TINY, TrainConfig
@@ -55,6 +57,19 @@ def test_a_run_leaves_what_it_promises(tmp_path, every_step):
         row["image_to_text"]["R@10"] + row["text_to_image"]["R@10"]))
     assert metrics["image_to_text"] == best["image_to_text"]  # the best, not the last, is kept
     assert metrics["training"]["best_step"] == best["step"]
+
+
+def test_ten_steps_agree_with_the_dense_loss(tmp_path, every_step, monkeypatch):
+    """The training loop takes the loss that never holds N × N; plain PyTorch's gives the same."""
+    config = replace(CONFIG, steps=10, eval_every=10)
+    monkeypatch.setattr("miniclip.train.bf16_is_fast", lambda device: False)  # it would magnify
+    train(config, MODEL, tmp_path / "tiled", device="cpu")
+    monkeypatch.setattr("miniclip.train.clip_loss", partial(clip_loss, backend="dense"))
+    train(config, MODEL, tmp_path / "dense", device="cpu")
+    tiled, dense = ([row["loss"] for row in losses(tmp_path / name) if "loss" in row]
+                    for name in ("tiled", "dense"))
+    assert len(tiled) == 10 and tiled == pytest.approx(dense, rel=1e-4)
+    assert tiled != dense  # two ways of adding up: equal to the last bit would be one way twice
 
 
 def test_it_learns_a_batch_by_heart(tmp_path, every_step):

@@ -1,0 +1,139 @@
+"""What a backend of the loss has to get right, and how far off is too far.
+
+test_kernel_parity.py asks it of the backends; test_mutants.py asks it of copies with one mistake
+each, to show that the question can tell right from wrong.
+
+The rule. Loss, dI, dT and ds are compared with `reference` in float64, on the very numbers that the
+backend was given. The largest error of each may be twice the one that plain PyTorch ("dense") makes
+at the same precision, plus an allowance for small sizes, where plain PyTorch is exact by luck:
+
+    4 ulp · s/2N Σ_j (P + Q + 2δ)_ij |T_j|  +  ε · s/2N Σ_j |P + Q − 2δ|_ij |T_j|  +  least number
+
+(for dI; dT, ds and direction "rows" alike; for the loss 4 ulp alone, whatever the features' type).
+ulp: the spacing of float32 at the largest |S|, at least that at 1: an error of one ulp in S is one
+of that ratio in P and Q. ε, for 16-bit features only: G is rounded to their type, and so is the
+result, by ε/2 each; what underflows is off by at most the type's least number.
+"""
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from miniclip_kernels import reference
+from miniclip_kernels.clip_loss import clip_loss
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRITON = pytest.param("triton", marks=pytest.mark.skipif(
+    find_spec("triton") is None, reason="the package triton is not installed"))
+FALLBACK = tuple(  # what NumPy says in Triton's interpreter where sums fail, on their way to anew
+    f"ignore:{what} encountered in {where}:RuntimeWarning" for what, where in (
+        ("overflow", "exp2"), ("overflow", "reduce"), ("overflow", "add"),
+        ("divide by zero", "log2"), ("invalid value", "")))
+UPSTREAM = 0.75  # what the loss is multiplied by before it goes back
+
+
+@dataclass
+class Case:
+    """One input of `clip_loss`; options are label_offset, direction, image_ids and text_ids."""
+
+    images: Tensor
+    texts: Tensor
+    scale: float
+    options: dict = field(default_factory=dict)
+
+    def arrays(self):
+        """images, texts, scale as the backends see them, exactly, in float64."""
+        return (self.images.double().cpu().numpy(), self.texts.double().cpu().numpy(),
+                torch.tensor(self.scale).double().item())
+
+
+def pairs(M, N, D, *, seed=0, scale=14.3, dtype=torch.float32, norm=1.0, near=1.0, offset=None,
+          captions=None) -> Case:
+    """Random features of one length whose texts lie near their images, as after some training.
+
+    M < N, or an offset: direction "rows". captions: so many rows share an image, as in a data set
+    with several captions for each photograph.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images, texts = (torch.randn(n, D, generator=generator) for n in (M, N))
+    options = {}
+    if M != N or offset is not None:
+        options = {"direction": "rows", "label_offset": offset or 0}
+    texts[offset or 0:][:M] += near * images
+    images, texts = (F.normalize(x).mul(norm).to(DEVICE, dtype) for x in (images, texts))
+    if captions:
+        ids = torch.randint(-(-N // captions), (N,), generator=generator).to(DEVICE)
+        options |= {"text_ids": ids, "image_ids": ids[offset or 0:][:M].clone()}
+    return Case(images, texts, scale, options)
+
+
+def run(case, backend) -> dict[str, np.ndarray]:
+    """Loss and gradients of one backend, as float64 arrays."""
+    leaves = [x.detach().requires_grad_() for x in (case.images, case.texts)]
+    scale = torch.tensor(case.scale, device=case.images.device, requires_grad=True)
+    loss = clip_loss(*leaves, scale, backend=backend, **case.options)
+    (UPSTREAM * loss).backward()
+    found = loss, leaves[0].grad, leaves[1].grad, scale.grad
+    return {name: x.detach().double().cpu().numpy()
+            for name, x in zip(("loss", "dI", "dT", "ds"), found)}
+
+
+def truth(case) -> dict[str, np.ndarray]:
+    """The same four from `reference`."""
+    options = {key: value.cpu().numpy() if isinstance(value, Tensor) else value
+               for key, value in case.options.items()}
+    loss, *gradients = reference.loss_and_gradients(*case.arrays(), **options)
+    return {"loss": loss} | {
+        name: UPSTREAM * x for name, x in zip(("dI", "dT", "ds"), gradients)}
+
+
+def matrices(case):
+    """S, P, Q and δ in float64, each (M, N); Q is None with direction "rows"."""
+    I, T, s = case.arrays()  # noqa: E741
+    S = s * I @ T.T
+    δ = reference.labels(*S.shape, case.options.get("label_offset", 0))
+    if "image_ids" in case.options:
+        ids = (case.options[name].cpu().numpy() for name in ("image_ids", "text_ids"))
+        S[np.equal.outer(*ids) & ~δ] = -np.inf
+    P = np.exp(S - reference.logsumexp(S, 1)[:, None])
+    rows = case.options.get("direction") == "rows"
+    return S, P, None if rows else np.exp(S - reference.logsumexp(S, 0)), δ
+
+
+def allowance(case) -> dict[str, float]:
+    """The part of the rule that doesn't ask plain PyTorch."""
+    I, T, s = case.arrays()  # noqa: E741
+    S, P, Q, δ = matrices(case)
+    ulp = 4.0 * np.spacing(np.float32(max(1, np.abs(S[np.isfinite(S)]).max())))
+    terms, G = ((P + δ, P - δ) if Q is None else ((P + Q + 2 * δ) / 2, (P + Q - 2 * δ) / 2))
+    least = half = 0.0
+    if torch.finfo(case.images.dtype).bits == 16:
+        half = torch.finfo(case.images.dtype).eps
+        least = torch.finfo(case.images.dtype).smallest_normal * half
+    error = (ulp * terms + half * np.abs(G)) * UPSTREAM / len(I)  # of ∂L/∂S
+    I, T = np.abs(I), np.abs(T)  # noqa: E741
+    return {"loss": ulp, "dI": (s * error @ T).max() + least, "dT": (s * error.T @ I).max() + least,
+            "ds": (error * (I @ T.T)).sum()}
+
+
+def excess(case, backend, plain=2) -> dict[str, float]:
+    """{loss, dI, dT, ds: largest error over what the rule allows}: right if none is above 1.
+
+    plain: how often plain PyTorch's own error is allowed; where that overflows it excuses nothing.
+    """
+    true, allowed = truth(case), allowance(case)
+    found, dense = ({name: np.abs(x - true[name]).max() for name, x in run(case, which).items()}
+                    for which in (backend, "dense"))
+    excused = {name: plain * x if np.isfinite(x) else 0.0 for name, x in dense.items()}
+    ratios = {name: found[name] / (excused[name] + allowed[name]) for name in true}
+    return {name: np.inf if np.isnan(x) else float(x) for name, x in ratios.items()}
+
+
+def check(case, backend, plain=2):
+    """Assert the rule."""
+    ratios = excess(case, backend, plain)
+    assert max(ratios.values()) <= 1, f"{backend}: errors over what is allowed {ratios}"

@@ -1,0 +1,180 @@
+"""One mistake at a time in a copy of the kernels: the question that parity asks finds each.
+
+A tolerance wide enough to let a wrong factor pass would let it pass everywhere. Each mistake is a
+replacement in the source, which must be there exactly once: a kernel that is written anew takes its
+mistakes along, or this file says so.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_truth import DEVICE, FALLBACK, TRITON, Case, excess, pairs
+from miniclip_kernels import clip_loss
+
+KERNELS = Path(clip_loss.__file__).parent
+FILES = {"triton": "triton_loss.py", "tiled": "tiled.py"}
+
+
+def sure():
+    """Pairs at right angles to all others, with a probability of 0.992: exact in float16.
+
+    So S is exact there too, and plain PyTorch's error small: what is left is that of G's cast.
+    """
+    eye = torch.eye(64, device=DEVICE, dtype=torch.float16)
+    return Case(eye, eye, 9.0)
+
+
+CASES = {
+    "square": pairs(67, 67, 20),
+    "part": pairs(67, 75, 20, offset=5),
+    "captions": pairs(67, 67, 20, captions=3),
+    "opposite": Case(*(sign * torch.eye(1, 4, device=DEVICE).repeat(67, 1) for sign in (1, -1)),
+                     100.0),
+    "pointed": pairs(67, 67, 20, scale=100.0),
+    "sure": sure(),
+}
+
+GRADIENTS = ["dI", "dT", "ds"]
+ALL = ["loss", *GRADIENTS]
+# What is wrong: (backend, input that shows it, results that show it, (right, wrong)).
+MUTANTS = {
+    "the factor 1/2 is missing in the loss": (
+        "triton", "square", ["loss"],
+        ("    weight = 1 / (2 * N) if both else 1 / M\n    strides",
+         "    weight = 1 / N if both else 1 / M\n    strides")),
+    "the factor 1/2 is missing in the gradients": (
+        "triton", "square", GRADIENTS,
+        ("    weight = 1 / (2 * N) if both else 1 / M\n    upstream",
+         "    weight = 1 / N if both else 1 / M\n    upstream")),
+    "1/N is missing in the loss": (
+        "triton", "square", ["loss"],
+        ("    weight = 1 / (2 * N) if both else 1 / M\n    strides",
+         "    weight = 0.5\n    strides")),
+    "1/N is missing in the gradients": (
+        "triton", "square", GRADIENTS,
+        ("    weight = 1 / (2 * N) if both else 1 / M\n    upstream",
+         "    weight = 0.5\n    upstream")),
+    "1/N where 1/M belongs": (
+        "triton", "part", GRADIENTS,
+        ("    weight = 1 / (2 * N) if both else 1 / M\n    upstream",
+         "    weight = 1 / (2 * N) if both else 1 / N\n    upstream")),
+    "the loss has no columns": (
+        "triton", "square", ["loss"], ("entropy += c_here\n", "entropy += r_here\n")),
+    "the gradient has no columns": (
+        "triton", "square", GRADIENTS,
+        ("            G += tl.exp2(S - c_here[None, :])\n",
+         "            G += tl.exp2(S - c_here[None, :]) * 0\n")),
+    "the last column is masked": (
+        "triton", "square", ALL,
+        ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
+         "S = tl.where((rows < M)[:, None] & (columns < N - 1)[None, :], S, -float(\"inf\"))")),
+    "one column too many": (
+        "triton", "square", ALL,
+        ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
+         "S = tl.where((rows < M)[:, None] & (columns <= N)[None, :], S, -float(\"inf\"))")),
+    "one row too many": (
+        "triton", "square", ALL,
+        ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
+         "S = tl.where((rows <= M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))")),
+    "the last feature is masked": (
+        "triton", "square", ALL,
+        ("tl.load(a + k[None, :] * stride_ad, mask=k[None, :] < D, other=0.0)",
+         "tl.load(a + k[None, :] * stride_ad, mask=k[None, :] < D - 1, other=0.0)")),
+    "the diagonal is subtracted after the cast": (
+        "triton", "sure", ["dI", "dT"],
+        ("G = tl.where(pair, G - (ROWS + COLUMNS), G)",
+         "G = tl.where(pair, G.to(B.dtype.element_ty).to(tl.float32) - (ROWS + COLUMNS), G)")),
+    "log2(e) is forgotten in the gradient": (
+        "triton", "square", GRADIENTS,
+        ("    scale2 = scale_value * LOG2E\n", "    scale2 = scale_value\n")),
+    "log2(e) is forgotten in the loss": (
+        "triton", "square", ["loss"], ("(weight / LOG2E)", "weight")),
+    "the shift is forgotten": (
+        "triton", "pointed", ALL,
+        ("    result = tl.log2(total) + shift\n", "    result = tl.log2(total)\n")),
+    "a sum that failed is not done again": (
+        "triton", "opposite", ALL,
+        ("if tl.min(good.to(tl.int32), 0) == 0:", "if tl.min(good.to(tl.int32), 0) == 2:")),
+    "the label offset is ignored in the loss": (
+        "triton", "part", ["loss"],
+        ("S = similarities(A, B, rows, rows + label_offset, M, N,",
+         "S = similarities(A, B, rows, rows, M, N,")),
+    "the label offset is ignored in dT": (
+        "triton", "part", ["dT"],
+        ("c, r, text_ids, image_ids, dT, scale_parts, N, M, -label_offset,",
+         "c, r, text_ids, image_ids, dT, scale_parts, N, M, 0,")),
+    "ids are ignored": (
+        "triton", "captions", ALL,
+        ("\"HAS_IDS\": image_ids is not None", "\"HAS_IDS\": False")),
+    "ids leave the pair itself out": (
+        "triton", "captions", ALL,
+        ("S = tl.where((own == others) & (pair == 0), -float(\"inf\"), S)",
+         "S = tl.where(own == others, -float(\"inf\"), S)")),
+    "what comes from above is ignored": (
+        "triton", "square", GRADIENTS,
+        ("    gradient *= tl.load(upstream) * weight / BOOST\n",
+         "    gradient *= weight / BOOST\n")),
+    "tiled: the factor 1/2 is missing in the loss": (
+        "tiled", "square", ["loss"],
+        ("(loss + (c - positives).mean()) / 2 if", "(loss + (c - positives).mean()) if")),
+    "tiled: 1/N is missing in the gradients": (
+        "tiled", "square", GRADIENTS,
+        ("upstream / (len(I) * (1 + both))", "upstream / (1 + both)")),
+    "tiled: the factor 1/2 is missing in the gradients": (
+        "tiled", "square", GRADIENTS,
+        ("upstream / (len(I) * (1 + both))", "upstream / len(I)")),
+    "tiled: the loss has no columns": (
+        "tiled", "square", ["loss"],
+        ("(loss + (c - positives).mean()) / 2 if", "(loss + (r - positives).mean()) / 2 if")),
+    "tiled: the gradient has no columns": (
+        "tiled", "square", GRADIENTS,
+        ("            G += S.sub_(c[columns]).exp_()  # + Q\n", "            pass\n")),
+    "tiled: the last column is missing": (
+        "tiled", "square", ALL,
+        ("slice(j, min(j + TILE, N))", "slice(j, min(j + TILE, N - 1))")),
+    "tiled: the label offset is ignored in the gradients": (
+        "tiled", "part", GRADIENTS,
+        ("        G.diagonal(diagonal(rows, columns, label_offset)).sub_(1 + both)\n",
+         "        G.diagonal(diagonal(rows, columns, 0)).sub_(1 + both)\n")),
+    "tiled: ids are ignored": (
+        "tiled", "captions", ALL,
+        ("        S.masked_fill_(same, -torch.inf)\n", "")),
+    "tiled: ids leave the pair itself out": (
+        "tiled", "captions", ALL,
+        ("        same.diagonal(diagonal(rows, columns, label_offset)).fill_(False)\n", "")),
+}
+
+
+def put_in_place(backend, folder, monkeypatch, right="", wrong=""):
+    """Have clip_loss run a changed copy of the backend: a file, for Triton reads its source."""
+    source = (KERNELS / FILES[backend]).read_text()
+    if right:
+        assert source.count(right) == 1, f"{FILES[backend]} must have this once: {right}"
+    file = folder / f"mutant_{backend}.py"
+    file.write_text(source.replace(right, wrong) if right else source)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    mutant = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutant)
+    monkeypatch.setattr(clip_loss, "passes", lambda name: (mutant.forward, mutant.backward))
+
+
+@pytest.mark.parametrize("backend", [TRITON, "tiled"])
+@pytest.mark.filterwarnings(*FALLBACK)
+def test_a_copy_without_mistakes_passes(backend, tmp_path, monkeypatch):
+    put_in_place(backend, tmp_path, monkeypatch)
+    for name, case in CASES.items():
+        assert max(excess(case, backend).values()) <= 1, name
+
+
+@pytest.mark.parametrize("mistake, backend", [
+    pytest.param(name, backend, marks=TRITON.marks if backend == "triton" else (), id=name)
+    for name, (backend, *_) in MUTANTS.items()])
+@pytest.mark.filterwarnings(*FALLBACK)
+def test_a_mistake_is_found(mistake, backend, tmp_path, monkeypatch):
+    """In the results where it must show, and well above the line."""
+    _, case, shows, change = MUTANTS[mistake]
+    put_in_place(backend, tmp_path, monkeypatch, *change)
+    ratios = excess(CASES[case], backend)
+    assert min(ratios[name] for name in shows) > 2, ratios
