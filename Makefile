@@ -4,12 +4,14 @@ PYTHON ?= python3
 PRESET ?= flickr8k-5min
 ARGS   ?=
 
+KERNEL_TESTS := tests/test_clip_loss.py tests/test_kernel_parity.py tests/test_mutants.py \
+                tests/test_reference.py
 BIN   := $(if $(VENV),$(VENV)/bin/)
 READY := $(if $(VENV),$(VENV)/.ready)
 BENCH := $(if $(VENV),$(VENV)/.ready-bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-tiny train record figures test bench lint loc clean
+.PHONY: help setup train-tiny train record figures test test-gpu lessons check bench bench-gpu bench-plots lint loc clean
 
 help:  ## this list
 	@echo "make TARGET, one of:"
@@ -43,15 +45,37 @@ record:  ## keep the figures of runs/PRESET in miniclip/results/, where figures 
 	cp runs/$(PRESET)/metrics.json miniclip/results/$(PRESET).json
 	cp runs/$(PRESET)/metrics.jsonl miniclip/results/$(PRESET).jsonl
 
-figures: $(READY)  ## draw the README's pictures again from committed figures
+figures: $(READY)  ## draw every picture again: README's, benchmarks' and lessons'
 	$(BIN)python -m miniclip.plots
+	$(BIN)python -m miniclip_kernels.benchmark --plot
+	MINICLIP_DRAW=1 $(BIN)python -m pytest -q lessons
 
-test: $(READY)  ## run pytest
+test: $(READY)  ## run pytest: tests/ and lessons/
 	$(BIN)python -m pytest $(ARGS)
 
-bench: $(BENCH)  ## tokenizer and training speed beside open_clip and transformers
+test-gpu: $(READY)  ## the kernels' tests on a CUDA GPU, then under compute-sanitizer
+	@$(BIN)python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make test-gpu needs a CUDA GPU; PyTorch sees none")'
+	$(BIN)python -m pytest -q $(KERNEL_TESTS) $(ARGS)
+	for tool in memcheck racecheck initcheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)python -m pytest -q -x \
+	  tests/test_kernel_parity.py -k "test_ids or test_strides or test_structure" || exit 1; done
+
+lessons: $(READY)  ## run the code of every chapter, a line for each
+	$(BIN)python -m pytest -q lessons $(ARGS)
+
+check: $(READY)  ## is the exercise of chapter N=08 right, and if not, what is wrong?
+	@$(BIN)python lessons/check.py $(N)
+
+bench: $(BENCH)  ## tokenizer and training beside peers; the loss on every backend
 	$(BIN)python tests/bench_tokenizer.py
 	$(BIN)python tests/bench_train.py
+	$(BIN)python -m miniclip_kernels.benchmark
+
+bench-gpu: $(READY)  ## the kernel beside its peers on a CUDA GPU, into kernels/results
+	$(BIN)python -m miniclip_kernels.benchmark --gpu $(ARGS)
+
+bench-plots: $(READY)  ## draw kernels/results again
+	$(BIN)python -m miniclip_kernels.benchmark --plot
 
 lint: $(READY)  ## ruff, on everything
 	$(BIN)python -m ruff check .

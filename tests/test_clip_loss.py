@@ -3,11 +3,14 @@
 How exact each backend is stands in test_kernel_parity.py, the equations in test_reference.py.
 """
 
+import doctest
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -528,3 +531,15 @@ def test_two_processes_are_one(tmp_path):
     expected = [loss, *torch.autograd.grad(loss, parameters)]
     for rank in range(2):
         assert_same(torch.load(tmp_path / f"{rank}.pt"), expected)
+
+
+# ------------------------------------------------------------------------------ the README
+
+
+def test_the_readmes_example_prints_what_it_says():
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    example = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+                   if ">>> " in code)
+    test = doctest.DocTestParser().get_doctest(example, {}, "README.md", None, 0)
+    assert len(test.examples) == 10
+    assert doctest.DocTestRunner().run(test).failed == 0
