@@ -1,0 +1,169 @@
+"""Tests of kernels/benchmark.py: what it writes and draws, and peers that fail; no speed."""
+
+import json
+import sys
+
+import pytest
+import torch
+from miniclip_kernels import benchmark
+
+KEYS = ["device", "driver", "torch", "triton", "commit", "date", "peak_tflops", "copy_gb_s", "rows"]
+ROW = ["impl", "pass", "dtype", "N", "D", "ms_p20", "ms_p50", "ms_p80", "extra_mb",
+       "share_of_peak", "error"]
+PEERS = {"memeff": "memeff", "inf-cl": "inf_cl", "cut-cross-entropy": "cut_cross_entropy"}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without the large matrix product, without processes for memory, three turns each."""
+    monkeypatch.setattr(benchmark, "ceilings", lambda cuda: (0.4, 20.0))
+    monkeypatch.setattr(benchmark, "memory_elsewhere", lambda impl, N: [1000 * N, 2_500_000])
+    monkeypatch.setattr(benchmark, "CPU_SECONDS", 0.0)
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+    return benchmark.main()
+
+
+def only(folder, pattern):
+    found, = folder.glob(pattern)
+    return found
+
+
+def test_a_run_writes_what_is_documented(quick, monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "--sizes", 16, 40, "--out", tmp_path / "new") == 0
+    path = only(tmp_path / "new", "*.json")
+    assert path.stem.startswith("cpu-") and path.stem.endswith("-threads")
+    record = json.loads(path.read_text())
+    assert list(record) == KEYS
+    assert record["torch"] == torch.__version__ and record["peak_tflops"] == 0.4
+    assert all(list(row) == ROW for row in record["rows"])
+    assert {(row["impl"], row["pass"], row["N"]) for row in record["rows"]} == {
+        (impl, way, N) for impl in ("dense", "tiled", "numpy") for N in (16, 40)
+        for way in ("forward", "forward+backward")}
+    for row in record["rows"]:
+        assert row["error"] is None and row["dtype"] == "float32" and row["D"] == 512
+        assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
+        products = 4 if row["pass"] == "forward+backward" else 1
+        rate = products * 2 * row["N"]**2 * 512 / (row["ms_p50"] / 1000) / 0.4e12
+        assert row["share_of_peak"] == pytest.approx(rate, abs=1e-4)
+        assert row["extra_mb"] == (2.5 if products == 4 else round(row["N"] / 1000, 1))
+    out = capsys.readouterr().out
+    assert "| N | tiled, ms |" in out and "N=40, forward + backward: tiled is" in out
+    assert "triton is not among them" in out
+
+
+def test_pictures_are_the_same_bytes_when_drawn_again(quick, monkeypatch, tmp_path):
+    run(monkeypatch, "--sizes", 16, 24, "--impls", "tiled", "dense", "--out", tmp_path)
+    picture = only(tmp_path, "*.png")
+    before = picture.read_bytes()
+    picture.unlink()
+    assert run(monkeypatch, "--plot", "--out", tmp_path) == 0
+    assert only(tmp_path, "*.png").read_bytes() == before
+    assert before.startswith(b"\x89PNG") and b"Software" not in before
+
+
+def test_a_run_that_is_cut_off_keeps_what_it_had(quick, monkeypatch, tmp_path):
+    measure = benchmark.measure
+
+    def interrupted(cells, cuda):
+        if len(cells[0].features[0]) == 24:
+            raise KeyboardInterrupt
+        measure(cells, cuda)
+
+    monkeypatch.setattr(benchmark, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, "--sizes", 16, 24, "--out", tmp_path)
+    rows = json.loads(only(tmp_path, "*.json").read_text())["rows"]
+    assert {row["N"] for row in rows} == {16}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--gpu"], "--gpu needs CUDA"), (["--plot"], "no records to draw")])
+def test_what_cannot_be_done_is_said_in_a_line(arguments, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(monkeypatch, *arguments, "--out", tmp_path) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--sizes", "0"], ["--sizes", "x"], ["--impls", "nobody"],
+                                       ["--gpu", "--impls", "numpy"],
+                                       ["--impls", "numpy", "--sizes", "2048"]])
+def test_bad_arguments_are_refused(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SystemExit) as refused:
+        run(monkeypatch, *arguments)
+    assert refused.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def gpu_record(names, N=48):
+    """Rows of the GPU's implementations, run on the CPU, where most of them can't."""
+    features = benchmark.inputs(N, 512, False)
+    cells = [benchmark.Cell(name, benchmark.GPU_IMPLS[name], both, features)
+             for both in (False, True) for name in names]
+    benchmark.measure(cells, False)
+    head = dict.fromkeys(KEYS) | {"device": "pretended", "peak_tflops": 1.0}
+    return head | {"rows": [cell.row(1.0) for cell in cells]}
+
+
+def test_a_missing_peer_costs_its_own_row_only(quick, monkeypatch, tmp_path):
+    for module in PEERS.values():
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    record = gpu_record(["eager", *PEERS])
+    for row in record["rows"]:
+        assert list(row) == ROW
+        if row["impl"] == "eager":
+            assert row["error"] is None and row["ms_p50"] > 0
+        else:
+            assert PEERS[row["impl"]] in row["error"] and "\n" not in row["error"]
+            assert [row[key] for key in benchmark.FIGURES] == [None] * 5
+    assert [line.split(":")[1].split(",")[0].strip()
+            for line in benchmark.failures(record).splitlines()] == list(PEERS)
+    benchmark.write(record, tmp_path / "some.json")
+    benchmark.draw(tmp_path / "some.json")
+    assert "memeff" not in benchmark.table(record) and "| 48 |" in benchmark.table(record)
+
+
+def test_of_a_record_without_figures_nothing_is_drawn(quick, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "memeff", None)
+    benchmark.write(gpu_record(["memeff"]), tmp_path / "none.json")
+    assert run(monkeypatch, "--plot", "--out", tmp_path) == 0
+    assert "no figures" in capsys.readouterr().out and not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("name", ["eager", "chunked", "tiled"])
+def test_peers_that_run_here_give_the_same_loss_and_gradients(name, monkeypatch):
+    monkeypatch.setattr(benchmark, "CHUNK", 32)
+    features = benchmark.inputs(80, 64, False)
+    truth = benchmark.CPU_IMPLS["dense"](*features)
+    found = benchmark.GPU_IMPLS[name](*features)
+    torch.testing.assert_close(found, truth)
+    for a, b in zip(torch.autograd.grad(found, features), torch.autograd.grad(truth, features)):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_memory_is_what_dense_must_hold():
+    forward, both = benchmark.memory_elsewhere("dense", 1024)  # a matrix of 1024² float32: 4.2 MB
+    assert 4e6 < forward < 60e6 and 4e6 < both < 60e6
+
+
+def test_the_plan():
+    cpu = list(benchmark.plan(False, None, benchmark.CPU_IMPLS))
+    assert {N for N, _, names in cpu if "numpy" in names} == {512, 1024}
+    assert {N for N, _, names in cpu if {"tiled", "dense"} <= set(names)} == set(
+        benchmark.CPU_SIZES)
+    gpu = list(benchmark.plan(True, None, benchmark.GPU_IMPLS))
+    assert (65536, 512, list(benchmark.GPU_IMPLS)) in gpu
+    assert [(N, D) for N, D, names in gpu if names == ["miniclip"]] == [
+        (131072, 512), (65536, 256), (65536, 768), (65536, 1024), (2**20, 512)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_run_on_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "ceilings", lambda cuda: (800.0, 3000.0))
+    run(monkeypatch, "--gpu", "--sizes", 256, 1000, "--out", tmp_path)
+    rows = json.loads(only(tmp_path, "*.json").read_text())["rows"]
+    ours = [row for row in rows if row["impl"] in ("miniclip", "chunked", "eager", "compile")]
+    assert len(ours) == 16 and not [row["error"] for row in ours if row["error"]]
