@@ -67,13 +67,13 @@ LOG2E = tl.constexpr(math.log2(math.e))
 GROUPS = 256  # lines of partial column sums, at most; and about as many programs at a time
 
 
-def tiles(dtype, D, shared_memory):
+def tiles(dtype, D):
     """Tile sizes, warps and pipeline stages for each kernel → two dicts of launch options.
 
     |          |           | BLOCK_M | BLOCK_N | BLOCK_K | BLOCK_D   | warps | stages |
     | -------- | --------- | ------- | ------- | ------- | --------- | ----- | ------ |
     | 16 bits  | sums      | 128     | 128     | 64      |           | 8     | 3      |
-    |          | gradient  | 128     | 64      | 64      | D to 256  | 8     | 3      |
+    |          | gradient  | 64      | 128     | 64      | D to 256  | 8     | 3      |
     |          | gradient  | 64      | 64      | 64      | 512       | 8     | 3      |
     | 32 bits  | sums      | 64      | 64      | 32      |           | 4     | 2      |
     |          | gradient  | 32      | 64      | 32      | D to 128  | 4     | 2      |
@@ -81,9 +81,10 @@ def tiles(dtype, D, shared_memory):
 
     BLOCK_M × BLOCK_N is a tile of S, BLOCK_K the step of its product over the features, BLOCK_D the
     slice of features that a program accumulates a gradient for: the next power of two from D on,
-    at least 16. Wide tiles feed the tensor cores (64 rows are one warp group's instruction); the
-    accumulator of 128 × 256 or 64 × 512 float32 fills half of the registers. Slices of 512 want
-    more shared memory than the 99 KiB of small GPUs.
+    at least 16. Wide tiles feed the tensor cores (64 rows are one warp group's instruction). What
+    bounds them is the 255 registers of a thread: 64 × 512 float32 in 256 threads take half of them,
+    and 128 × 256 with their tile of S do not fit. Shared memory stays below the 99 KiB that small
+    GPUs have.
     """
     wide_enough = max(16, triton.next_power_of_2(D))
     if INTERPRETED:
@@ -94,10 +95,8 @@ def tiles(dtype, D, shared_memory):
         gradient = {"BLOCK_M": 32, "BLOCK_D": min(wide_enough, 128)}
         return options | {"BLOCK_M": 64}, options | gradient
     options = {"BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
-    sums = options | {"BLOCK_M": 128, "BLOCK_N": 128}
-    if wide_enough <= 256 or shared_memory < 160 * 1024:
-        return sums, options | {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_D": min(wide_enough, 256)}
-    return sums, options | {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 512}
+    gradient = {"BLOCK_M": 64, "BLOCK_N": 128 if D <= 256 else 64, "BLOCK_D": min(wide_enough, 512)}
+    return options | {"BLOCK_M": 128, "BLOCK_N": 128}, options | gradient
 
 
 # ------------------------------------------------------------------------------ tiles of S
@@ -210,7 +209,7 @@ def logsumexp(sums, parts, A, B, rows, M, N, label_offset, a_ids, b_ids, stride_
         line += M
     result = tl.log2(total) + shift
     good = (total >= SMALLEST) & (total <= LARGEST)  # false for NaN too
-    if tl.min(good.to(tl.int32), 0) == 0:
+    if tl.min(good.to(tl.int32)) == 0:
         result = running_logsumexp(A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am,
                                    stride_ad, stride_bn, stride_bd, scale2, D, BLOCK_M, BLOCK_N,
                                    BLOCK_K, HAS_IDS, RAGGED, PRECISION)
@@ -239,12 +238,12 @@ def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, grou
                            BLOCK_N, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
         tl.store(c + rows, c_here, mask=rows < N)
         entropy += c_here
-    # The labelled pairs' similarities: the diagonal of a tile of their own.
+    # The labelled pairs' similarities are the diagonal of a tile of their own.
     S = similarities(A, B, rows, rows + label_offset, M, N, stride_am, stride_ad, stride_bn,
                      stride_bd, scale2, D, BLOCK_M, BLOCK_M, BLOCK_K, PRECISION)
-    positives = tl.sum(tl.where(rows[:, None] == rows[None, :], S, 0.0), 1)
-    loss = tl.where(rows < M, entropy - (2 if BOTH else 1) * positives, 0.0)
-    tl.store(losses + block, tl.sum(loss, 0) * (weight / LOG2E))
+    pair = (rows[:, None] == rows[None, :]) & (rows < M)[:, None]
+    loss = tl.sum(tl.where(pair, entropy[:, None] - (2 if BOTH else 1) * S, 0.0))
+    tl.store(losses + block, loss * (weight / LOG2E))
 
 
 # ------------------------------------------------------------------------------ backward
@@ -291,7 +290,7 @@ def gradient_kernel(A, B, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts, 
     here = (rows < M)[:, None] & (features < D)[None, :]
     if SCALE:
         a = A + rows.to(tl.int64)[:, None] * stride_am + features[None, :] * stride_ad
-        share = tl.sum(tl.sum(gradient * tl.load(a, mask=here, other=0.0), 1), 0)
+        share = tl.sum(gradient * tl.load(a, mask=here, other=0.0))
         tl.store(scale_parts + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), share)
     out = dA + rows.to(tl.int64)[:, None] * D + features[None, :]
     tl.store(out, (gradient * scale_value).to(dA.dtype.element_ty), mask=here)
@@ -302,10 +301,7 @@ def gradient_kernel(A, B, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts, 
 
 def launch_options(I, image_ids):  # noqa: E741
     """What every launch is told: tiles of the two passes, and the constants they share."""
-    shared_memory = 0
-    if I.is_cuda:
-        shared_memory = torch.cuda.get_device_properties(I.device).shared_memory_per_block_optin
-    sums, gradient = tiles(I.dtype, I.shape[1], shared_memory)
+    sums, gradient = tiles(I.dtype, I.shape[1])
     tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch's own switch
     shared = {"D": I.shape[1], "HAS_IDS": image_ids is not None,
               "PRECISION": "tf32" if tf32 else "ieee"}

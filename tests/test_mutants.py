@@ -96,7 +96,7 @@ MUTANTS = {
         ("    result = tl.log2(total) + shift\n", "    result = tl.log2(total)\n")),
     "a sum that failed is not done again": (
         "triton", "opposite", ALL,
-        ("if tl.min(good.to(tl.int32), 0) == 0:", "if tl.min(good.to(tl.int32), 0) == 2:")),
+        ("if tl.min(good.to(tl.int32)) == 0:", "if tl.min(good.to(tl.int32)) == 2:")),
     "the label offset is ignored in the loss": (
         "triton", "part", ["loss"],
         ("S = similarities(A, B, rows, rows + label_offset, M, N,",

@@ -1,0 +1,77 @@
+"""Triton's compiler takes the kernels, for GPUs that are not here: what the interpreter can't say.
+
+Compiled are the machine code of NVIDIA's Ampere (8.0), Hopper (9.0) and both Blackwells (10.0,
+12.0), with the tiles that a launch there would take. In a process of its own: with
+TRITON_INTERPRET=1, which the other tests need, Triton compiles nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed here")
+
+COMPILE = """
+import json, sys, torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from miniclip_kernels import triton_loss
+
+TYPES = {"A": "*{}", "B": "*{}", "dA": "*{}", "a_ids": "*i64", "b_ids": "*i64", "room": "fp32",
+         "weight": "fp32"} | dict.fromkeys(
+    ("M", "N", "label_offset", "splits", "groups", "stride_am", "stride_bn"), "i32")
+
+
+def compiled(kernel, dtype, options, architecture, constants):
+    options = dict(options)
+    launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    constants = constants | options | {"stride_ad": 1, "stride_bd": 1, "PRECISION": "ieee"}
+    if not constants["HAS_IDS"]:
+        constants |= {"a_ids": None, "b_ids": None}
+    names = kernel.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    signature = {name: "constexpr" if name in constants else TYPES.get(name, "*fp32").format(dtype)
+                 for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
+               if signature[name].startswith("*") or name in ("M", "N", "stride_am", "stride_bn")}
+    source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()},
+                       aligned)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch)
+
+
+architecture, dtype, D = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+sums, gradient = triton_loss.tiles(
+    {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype], D)
+hard = {"D": D, "HAS_IDS": D % 64 > 0, "RAGGED": D % 64 > 0, "BOTH": True, "ROWS": True,
+        "COLUMNS": True, "SCALE": True}
+found = {}
+for name, options in (("sums", sums), ("finish", sums), ("gradient", gradient)):
+    kernel = compiled(getattr(triton_loss, name + "_kernel"), dtype, options, architecture, hard)
+    found[name] = {"shared": kernel.metadata.shared, "cubin": len(kernel.asm["cubin"]),
+                   "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
+                   "mma": "mma.sync" in kernel.asm["ptx"]}
+print(json.dumps(found))
+"""
+# dtype, D: aligned, or (200) ragged and with ids. KiB: shared memory of one block on the smallest
+# GPU of the architecture that we care for.
+SIZES = [("bf16", 512, 80), ("bf16", 512, 90), ("bf16", 512, 100), ("bf16", 512, 120),
+         ("fp16", 200, 80), ("fp16", 200, 90), ("fp32", 200, 90)]
+KIB = {80: 163, 90: 227, 100: 227, 120: 99}
+
+
+@pytest.mark.parametrize("dtype, D, architecture", SIZES)
+def test_it_compiles(dtype, D, architecture, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(architecture), dtype, str(D)], capture_output=True,
+        text=True, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)})
+    assert run.returncode == 0, run.stderr[-2000:]
+    for name, kernel in json.loads(run.stdout).items():
+        assert kernel["cubin"] > 0 and kernel["shared"] <= (KIB[architecture] - 1) * 1024, name
+        if dtype != "fp32" and architecture == 90:
+            assert kernel["wgmma"], f"{name} does without Hopper's matrix instruction"
+        if dtype != "fp32" and architecture in (80, 120):
+            assert kernel["mma"], f"{name} does without the tensor cores"
