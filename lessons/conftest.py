@@ -1,8 +1,8 @@
 """Runs the chapters: every ```python fence, in order, with one namespace for each chapter.
 
 They run in a copy of this folder, so that a test leaves no trace, beside one small model that is
-trained once on `shapes`, if a chapter asks for it. With MINICLIP_DRAW=1 (`make figures`) what was
-drawn comes back into figures/.
+trained once on `shapes`, if a chapter asks for it; a reader who has no runs/lessons yet gets it. With
+MINICLIP_DRAW=1 (`make figures`) what was drawn comes back into figures/.
 """
 
 import doctest
@@ -53,6 +53,8 @@ def trained(copy):
         shutil.copytree(ready, copy / MODEL)
         return
     subprocess.run(TRAIN, cwd=copy, check=True, stderr=subprocess.DEVNULL)
+    if not (HERE.parent / MODEL).exists():
+        shutil.copytree(copy / MODEL, HERE.parent / MODEL)
 
 
 @pytest.fixture

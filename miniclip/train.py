@@ -137,22 +137,23 @@ def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
         return (load_pairs(source, "train", size, config.limit),
                 load_pairs(source, "validation", size))
 
-    unmirrored = replace(config, flip=False)  # captions of scenes say left and right
-    try:
-        return *both(source), unmirrored if source.kind == "shapes" else config
+    try:  # captions of scenes say left and right: never mirrored
+        return *both(source), replace(config, flip=config.flip and source.kind != "shapes")
     except HubUnreachable as error:
         if source.explicit or resume:
             raise ValueError(f"the Hub data set {source.where} is out of reach: {error}") from error
         print(NO_HUB.format(where=source.where, error=error), file=sys.stderr)
-        return *both(Source.find("shapes")), replace(unmirrored, data="shapes")
+        config = replace(config, data="shapes", flip=False, crop=1.0, jitter=0.0)
+        return *both(Source.find("shapes")), config
 
 
 NO_HUB = """
 Flickr8k ({where} on the Hugging Face Hub) is out of reach:
     {error}
-Training goes on with `shapes`, the built-in generated scenes; figures for photographs need
-photographs. To get Flickr8k: come back with a network and run the same command, or put its parquet
-files, or its images with captions.txt, in a folder and set MINICLIP_DATA=/path/to/folder.
+Training goes on with `shapes`, the built-in generated scenes, neither cropped, mirrored nor tinted:
+their captions name places and colours. Figures for photographs need photographs. To get Flickr8k:
+come back with a network and run the same command, or put its parquet files, or its images with
+captions.txt, in a folder and set MINICLIP_DATA=/path/to/folder.
 """
 
 

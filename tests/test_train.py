@@ -283,7 +283,9 @@ def test_without_the_hub_it_says_so_and_trains_on_shapes(tmp_path, monkeypatch, 
     said = capsys.readouterr().err
     assert "connection refused" in said and "MINICLIP_DATA" in said and "shapes" in said
     assert metrics["training"]["data"] == "shapes:train" and "shapes" in metrics
-    assert json.loads((tmp_path / "run/train.json").read_text())["data"] == "shapes"
+    used = json.loads((tmp_path / "run/train.json").read_text())
+    assert used["data"] == "shapes"
+    assert not used["flip"] and used["crop"] == 1 and used["jitter"] == 0  # captions name places
     with pytest.raises(ValueError, match="out of reach"):  # asked for by name: an error
         train(replace(CONFIG, data="jxie/flickr8k"), MODEL, tmp_path / "named", device="cpu")
     assert not (tmp_path / "named").exists()
