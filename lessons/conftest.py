@@ -1,7 +1,7 @@
 """Runs the chapters: every ```python fence, in order, with one namespace for each chapter.
 
 They run in a copy of this folder, so that a test leaves no trace, beside one small model that is
-trained once on `shapes`, if a chapter asks for it; a reader who has no runs/lessons yet gets it. With
+trained once on `shapes`, if a chapter asks for it; who has no runs/lessons yet gets it. With
 MINICLIP_DRAW=1 (`make figures`) what was drawn comes back into figures/.
 """
 

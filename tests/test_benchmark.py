@@ -1,7 +1,9 @@
 """Tests of kernels/benchmark.py: what it writes and draws, and peers that fail; no speed."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,3 +169,17 @@ def test_a_run_on_a_gpu(monkeypatch, tmp_path):
     rows = json.loads(only(tmp_path, "*.json").read_text())["rows"]
     ours = [row for row in rows if row["impl"] in ("miniclip", "chunked", "eager", "compile")]
     assert len(ours) == 16 and not [row["error"] for row in ours if row["error"]]
+
+
+def test_the_readmes_figures_are_the_recorded_ones():
+    """kernels/README.md's table is what kernels/results holds, to the last digit shown."""
+    folder = Path(benchmark.__file__).parent
+    text = (folder / "README.md").read_text()
+    for name in re.findall(r"\(results/([\w.-]+\.json)\)", text):
+        rows = json.loads((folder / "results" / name).read_text())["rows"]
+        found = {(r["impl"], r["N"]): r for r in rows if r["pass"] == "forward+backward"}
+        for N in (512, 1024, 2048, 4096, 8192):
+            ours, dense = found["tiled", N], found["dense", N]
+            line = (f"| {N:,} | {ours['ms_p50']:.4g} | {ours['share_of_peak']:.0%} | "
+                    f"{ours['extra_mb']:.0f} | {dense['ms_p50']:.4g} | {dense['extra_mb']:,.0f} |")
+            assert line in text

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 LESSONS = ROOT / "lessons"
@@ -18,6 +19,15 @@ PAGES = [*CHAPTERS, LESSONS / "README.md"]
 spec = importlib.util.spec_from_file_location("lessons_check", LESSONS / "check.py")
 check = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(check)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Exercises train models so small that a second thread would only wait for the first."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def names(path):
