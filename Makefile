@@ -47,7 +47,7 @@ record:  ## keep the figures of runs/PRESET in miniclip/results/, where figures 
 
 figures: $(READY)  ## draw every picture again: README's, benchmarks' and lessons'
 	$(BIN)python -m miniclip.plots
-	$(BIN)python -m miniclip_kernels.benchmark --plot
+	$(BIN)python tests/bench_clip_loss.py --plot
 	MINICLIP_DRAW=1 $(BIN)python -m pytest -q lessons
 
 test: $(READY)  ## run pytest: tests/ and lessons/
@@ -66,16 +66,18 @@ lessons: $(READY)  ## run the code of every chapter, a line for each
 check: $(READY)  ## is the exercise of chapter N=08 right, and if not, what is wrong?
 	@$(BIN)python lessons/check.py $(N)
 
-bench: $(BENCH)  ## tokenizer and training beside peers; the loss on every backend
+bench: $(BENCH)  ## tokenizer, training, features, search beside peers; the loss on every backend
 	$(BIN)python tests/bench_tokenizer.py
 	$(BIN)python tests/bench_train.py
-	$(BIN)python -m miniclip_kernels.benchmark
+	$(BIN)python tests/bench_pretrained.py
+	$(BIN)python tests/bench_search.py
+	$(BIN)python tests/bench_clip_loss.py
 
 bench-gpu: $(READY)  ## the kernel beside its peers on a CUDA GPU, into kernels/results
-	$(BIN)python -m miniclip_kernels.benchmark --gpu $(ARGS)
+	$(BIN)python tests/bench_clip_loss.py --gpu $(ARGS)
 
 bench-plots: $(READY)  ## draw kernels/results again
-	$(BIN)python -m miniclip_kernels.benchmark --plot
+	$(BIN)python tests/bench_clip_loss.py --plot
 
 lint: $(READY)  ## ruff, on everything
 	$(BIN)python -m ruff check .

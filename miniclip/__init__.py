@@ -6,8 +6,8 @@
 
 from miniclip_kernels.clip_loss import clip_loss
 
-from miniclip.checkpoint import load
 from miniclip.model import CLIP
+from miniclip.pretrained import load
 from miniclip.tokenizer import Tokenizer
 
 __all__ = ["CLIP", "Tokenizer", "clip_loss", "load"]

@@ -34,6 +34,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]):
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str):
+    """In one step, so that whoever reads it sees all of the old text or all of the new."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(os.fsencode(text)))
+
+
 def save_weights(model: CLIP, folder: Path):
     """The model's tensors → model.safetensors."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -70,8 +75,7 @@ def read_rows(path: Path) -> list[dict]:
 def rewind_rows(path: Path, step: int):
     """Forget what was written after `step`: those steps are about to be taken again."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def load(source, device: str | torch.device | None = None):

@@ -6,15 +6,30 @@ Bad input ends in one line that says what is wrong, on standard error, and exit 
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 
-from miniclip import checkpoint
+from PIL import Image
+from safetensors import SafetensorError
+
+from miniclip import plots, pretrained
 from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_config
 from miniclip.data import load_pairs
-from miniclip.evaluate import retrieval
-from miniclip.sources import Source
+from miniclip.evaluate import (
+    DRAWN_CLASSES,
+    TEMPLATES,
+    classify,
+    labelled_images,
+    retrieval,
+    zero_shot_report,
+)
+from miniclip.search import DEFAULT_MODEL, find, index, search
+from miniclip.sources import Source, one_line
 from miniclip.train import Diverged, pick_device, train
+
+DRAWN = 100  # images in a sheet, at most
 
 
 def add_settings(parser: argparse.ArgumentParser, kind, title: str):
@@ -86,17 +101,136 @@ def set_aside(folder: Path):
     print(f"{folder} was there already; it is now {moved}", file=sys.stderr)
 
 
+def open_model(arguments, source: str):
+    return pretrained.load(source, pick_device(arguments.device), arguments.quick_gelu)
+
+
 def run_eval(arguments):
-    """miniclip eval: the standard retrieval protocol."""
-    model, tokenizer, transform = checkpoint.load(arguments.run, pick_device(arguments.device))
-    source = Source.find(arguments.data)
-    pairs = load_pairs(source, arguments.split, transform.size, arguments.limit)
+    """miniclip eval: the standard retrieval protocol; or, with --zero-shot, classification."""
+    loaded = open_model(arguments, arguments.run)
+    if arguments.zero_shot:
+        return run_zero_shot(arguments, loaded)
+    if arguments.names or arguments.plot or arguments.template:
+        raise ValueError("--names, --plot and --template belong to --zero-shot")
+    model, tokenizer, transform = loaded
+    pairs = load_pairs(Source.find(arguments.data), arguments.split or "validation",
+                       transform.size, arguments.limit)
     metrics = retrieval(model, tokenizer, pairs)
     if arguments.json:
         print(json.dumps(metrics, indent=2))
     else:
         print(f"{pairs.name}: {pairs.summary}")
         print_recalls(metrics)
+
+
+def run_zero_shot(arguments, loaded):
+    """miniclip eval --zero-shot: the classes are sentences, and nothing is trained."""
+    if arguments.limit < 0:
+        raise ValueError(f"limit is {arguments.limit}; it must not be negative")
+    try:
+        renamed = json.loads(read_file(arguments.names)) if arguments.names else {}
+        if not all(isinstance(name, str) for name in renamed.values()):
+            raise TypeError
+    except (json.JSONDecodeError, AttributeError, TypeError):
+        raise ValueError(f'{arguments.names} must be JSON of the form {{"folder": "class name", …}}'
+                         ) from None
+    rows, names = labelled_images(arguments.data, arguments.split, renamed)
+    if arguments.plot and len(names) > DRAWN_CLASSES:
+        raise ValueError(f"--plot can show {DRAWN_CLASSES:,} classes; there are {len(names):,}")
+    metrics, confusion = zero_shot_report(
+        loaded, islice(rows, arguments.limit or None), names, arguments.template or TEMPLATES)
+    if arguments.json:
+        print(json.dumps(metrics, indent=2))
+    else:
+        print_zero_shot(metrics, names)
+    if arguments.plot:  # last, so that a folder that can't be written to costs no figures
+        plots.confusion_picture(confusion, names, arguments.plot)
+
+
+def print_zero_shot(metrics: dict, names: list[str]):
+    worst = sorted(metrics["classes"], key=lambda row: row["top1"])[:40]
+    rows = [*worst, metrics | {"name": f"all {len(metrics['classes'])} classes"}]
+    print(f"\n  {'worst classes':28}{'images':>8}{'top-1':>8}{'top-5':>8}   most often taken for")
+    for row in rows:
+        print(f"  {row['name'][:27]:28}{row['images']:8,}{row['top1']:8.1f}{row['top5']:8.1f}"
+              f"   {row.get('mistaken_for') or ''}")
+    print(f"  {'chance':36}{100 / len(names):8.1f}{100 * min(1, 5 / len(names)):8.1f}"
+          f"   (percent; {metrics['unreadable']:,} images can't be opened)")
+
+
+def run_classify(arguments):
+    """miniclip classify: how likely each label is, image by image."""
+    labels = arguments.labels.split(",")
+    if arguments.labels.startswith("@"):
+        labels = read_file(arguments.labels[1:]).splitlines()
+    labels = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
+    if not labels:
+        raise ValueError("give at least one label, such as --labels dog,cat")
+    chances = classify(arguments.image, labels, open_model(arguments, arguments.model),
+                       arguments.template or TEMPLATES)
+    rows = [sorted(zip(row.tolist(), labels), reverse=True) for row in chances]
+    if arguments.json:
+        print(json.dumps([{"image": image, "probabilities": {name: p for p, name in row}}
+                          for image, row in zip(arguments.image, rows)], indent=2))
+    for image, row in zip(arguments.image, rows if not arguments.json else ()):
+        print(plots.shown_name(image, 10**6))
+        for p, name in row[:10]:  # --json has them all
+            print(f"  {100 * p:5.1f} %  {'█' * round(20 * p):20}  {name}")
+    if arguments.plot:
+        plots.classified_sheet(arguments.image[:DRAWN], labels, chances, arguments.plot)
+        if len(arguments.image) > DRAWN:
+            print(f"{arguments.plot} shows the first {DRAWN} images", file=sys.stderr)
+
+
+def read_file(path: str) -> str:
+    """A text file as people write them: UTF-8, perhaps with a byte order mark."""
+    try:
+        return Path(path).read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8") from None
+
+
+def run_index(arguments):
+    """miniclip index: embed a folder of photographs, once."""
+    told = index(arguments.folder, arguments.model, arguments.out, arguments.device,
+                 arguments.quick_gelu)
+    if arguments.json:
+        print(json.dumps(told, indent=2))
+        return
+    where = plots.shown_name(told["index"], 10**6)
+    print(f"{told['photographs']:,} photographs in {where}: {told['embedded']:,} embedded "
+          f"now, {told['moved']:,} moved, {told['removed']:,} removed")
+    for path, why in told["unreadable"]:
+        print(f"  left out, {why}: {plots.shown_name(path, 10**6)}")
+
+
+def run_search(arguments):
+    """miniclip search: the nearest photographs, as a list and as a contact sheet."""
+    found = search(arguments.text, arguments.image, arguments.k, arguments.index,
+                   arguments.model, arguments.device)
+    if arguments.json:
+        print(json.dumps([{"score": score, "path": path} for score, path in found], indent=2))
+    else:
+        for score, path in found:
+            print(f"  {score:.3f}  {plots.shown_name(path, 10**6)}")
+    sheet = arguments.sheet or (find(arguments.index) / "search.png" if not arguments.json else "")
+    if not sheet:
+        return
+    title = arguments.text or f"like {plots.shown_name(arguments.image, 60)}"
+    try:
+        plots.contact_sheet(title, found[:DRAWN], sheet)
+        print(f"contact sheet: {plots.shown_name(sheet, 10**6)}", file=sys.stderr)
+    except OSError as error:
+        if arguments.sheet:
+            raise
+        print(f"no contact sheet, name one with --sheet: {one_line(error)}", file=sys.stderr)
+
+
+def run_export(arguments):
+    """miniclip export: a run's weights, as others read them."""
+    path = f"{arguments.run.rstrip('/')}-{arguments.format}{'.pt' * (arguments.format == 'openai')}"
+    path = pretrained.export(arguments.run, arguments.out or path, arguments.format)
+    print(plots.shown_name(path, 10**6))
 
 
 def print_recalls(metrics: dict):
@@ -150,24 +284,80 @@ def build_parser() -> argparse.ArgumentParser:
     add_settings(command, ModelConfig, "model settings")
     command.set_defaults(function=run_train)
 
-    command = commands.add_parser("eval", parents=[common], help="recall on a split of pairs")
-    command.add_argument("run", metavar="RUN", help="a run's folder")
+    weights = argparse.ArgumentParser(add_help=False)
+    weights.add_argument("--quick-gelu", type=parse_bool, metavar="true|false", help="for files of "
+                         "weights that don't say which GELU they need (OpenAI's: true)")
+    templates = argparse.ArgumentParser(add_help=False, parents=[weights])
+    templates.add_argument("--template", action="append", metavar="TEXT", help='such as "a photo '
+                           'of a {}"; may be given several times (default: an ensemble)')
+    command = commands.add_parser("eval", parents=[common, templates],
+                                  help="recall on a split of pairs; --zero-shot: classification")
+    command.add_argument("run", metavar="RUN", help=MODEL_HELP)
     command.add_argument("--data", help="shapes, a folder or a Hub id (default: $MINICLIP_DATA, "
                                         "else Flickr8k on the Hub)")
-    command.add_argument("--split", default="validation")
+    command.add_argument("--split", help="default validation; with --zero-shot the Hub's test, and "
+                                         "of a folder the whole")
     command.add_argument("--limit", type=int, default=0, help="only the first so many images")
+    command.add_argument("--zero-shot", action="store_true",
+                         help="classify: --data is shapes, a folder with one folder of images for "
+                              "each class, or a Hub set with class labels")
+    command.add_argument("--names", metavar="FILE", help='JSON {"folder": "class name", …}')
+    command.add_argument("--plot", metavar="FILE", help="draw the confusion matrix")
     command.set_defaults(function=run_eval)
+    add_everyday(commands, common, weights, templates)
+
+    command = commands.add_parser("export", help="write a run's weights as others read them")
+    command.add_argument("run", metavar="RUN", help="a run's folder")
+    command.add_argument("--format", required=True, choices=pretrained.FORMATS)
+    command.add_argument("--out", metavar="PATH", help="a new name (default RUN-FORMAT)")
+    command.set_defaults(function=run_export)
     return parser
+
+
+def add_everyday(commands, common, weights, templates):
+    """The commands for a person's own photographs."""
+    command = commands.add_parser("classify", parents=[common, templates],
+                                  help="which label fits an image")
+    command.add_argument("image", nargs="+", metavar="IMAGE")
+    command.add_argument("--labels", required=True, metavar="A,B,…",
+                         help='such as "dog,cat,French bulldog"; @FILE: one label a line')
+    command.add_argument("--model", default=DEFAULT_MODEL,
+                         help=f"{MODEL_HELP} (default {DEFAULT_MODEL})")
+    command.add_argument("--plot", metavar="FILE", help="draw the images with their labels")
+    command.set_defaults(function=run_classify)
+
+    command = commands.add_parser("index", parents=[common, weights],
+                                  help="make a folder searchable")
+    command.add_argument("folder", metavar="DIR")
+    command.add_argument("--model", help=f"{MODEL_HELP} (default the one that the index was made "
+                         f"with, and of a new index {DEFAULT_MODEL})")
+    command.add_argument("--out", metavar="DIR", help="the index's folder (default DIR/.miniclip)")
+    command.set_defaults(function=run_index)
+
+    command = commands.add_parser("search", parents=[common], help="find photographs by sentence")
+    command.add_argument("text", nargs="?", metavar="SENTENCE")
+    command.add_argument("--image", metavar="FILE", help="find what looks like this instead")
+    command.add_argument("-k", type=int, default=9, help="how many (default 9)")
+    command.add_argument("--index", metavar="DIR", help="the photographs' folder, or the index's "
+                         "(default: the one in this folder, else the one built last)")
+    command.add_argument("--model", help="where the index's model is now")
+    command.add_argument("--sheet", metavar="FILE", help="the contact sheet "
+                         "(default search.png in the index; none with --json)")
+    command.set_defaults(function=run_search)
+
+
+MODEL_HELP = "a run's folder, a file of weights or a Hub id"
 
 
 def main(argv: list[str] | None = None) -> int:
     """→ exit code: 0, 1 for a run that diverged, 2 for bad input, 130 for a stop by Ctrl-C."""
     arguments = build_parser().parse_args(argv)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.py has its own limit
     try:
         arguments.function(arguments)
         return 0
-    except (ValueError, OSError) as error:
-        print(f"miniclip {arguments.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        print(f"miniclip {arguments.command}: {one_line(error)}", file=sys.stderr)
         return 2
     except Diverged as error:
         print(f"miniclip {arguments.command}: {error}", file=sys.stderr)
@@ -176,6 +366,11 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "train":
             print(f"\nstopped; go on with: miniclip train --run {run_folder(arguments)} --resume",
                   file=sys.stderr)
+        elif arguments.command == "index":
+            print("\nstopped; what was embedded is kept: the same command goes on from there",
+                  file=sys.stderr)
+        else:
+            print("\nstopped", file=sys.stderr)
         return 130
 
 

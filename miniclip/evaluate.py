@@ -3,34 +3,51 @@
 Features are of unit length, (N, D) float32; a similarity is their dot product.
 """
 
+import random
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from miniclip import shapes
-from miniclip.data import Pairs, fit, normalize
+from miniclip.data import Pairs, decode, fit, normalize
+from miniclip.sources import SPLIT_NAMES, HubUnreachable, Source, check_hub, one_line, unknown_split
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {}", "a {}")
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
+                  ".webp"}
+DRAWN_CLASSES = 1000  # at most, in a confusion picture
 CHUNK_FLOATS = 2**25  # of similarities held at once: 128 MiB, whatever the number of images
 
 
 @torch.no_grad()
 def embed_images(model, images: np.ndarray, batch_size: int = 250) -> torch.Tensor:
-    """uint8 (N, S, S, 3) → unit vectors (N, D), float32, on the CPU."""
+    """uint8 (N, S, S, 3) → unit vectors (N, D), float32, on the CPU.
+
+    Also where the model computes in bfloat16, the norm is taken in float32.
+    """
     device = model.logit_scale.device
     batches = (images[i:i + batch_size] for i in range(0, len(images), batch_size))
-    return torch.cat([
-        model.encode_image(normalize(b).to(device), normalize=True).float().cpu() for b in batches])
+    features = [model.encode_image(normalize(b).to(device)).float().cpu() for b in batches]
+    return F.normalize(torch.cat(features), dim=-1)
 
 
 @torch.no_grad()
 def embed_texts(model, tokenizer, texts: list[str], batch_size: int = 500) -> torch.Tensor:
     """M texts → unit vectors (M, D), float32, on the CPU."""
     device = model.logit_scale.device
-    tokens = tokenizer(texts)
-    return torch.cat([
-        model.encode_text(t.to(device), normalize=True).float().cpu()
-        for t in tokens.split(batch_size)])
+    batches = tqdm(tokenizer(texts).split(batch_size), "texts", leave=False, unit="batch",
+                   disable=len(texts) < 20_000)  # so many take minutes
+    # What stands behind the longest text's end token can't change a result: leave it out.
+    batches = (t[:, : int(t.argmax(1).max()) + 1].to(device) for t in batches)
+    return torch.cat([model.encode_text(t, normalize=True).float().cpu() for t in batches])
 
 
 def check_finite(*features: torch.Tensor):
@@ -97,9 +114,14 @@ def retrieval(model, tokenizer, pairs: Pairs) -> dict:
 def class_vectors(model, tokenizer, names: list[str], templates=TEMPLATES) -> torch.Tensor:
     """One unit vector for each class → (C, D): normalise, mean over the templates, normalise.
 
-    Prompt ensembling in the latent space (Radford et al. 2021, section 3.1.4).
+    Prompt ensembling in the latent space (Radford et al. 2021, section 3.1.4). ValueError without
+    a name, and for a template that has no place for it.
     """
-    prompts = [template.format(name) for name in names for template in templates]
+    if not names or not all(name.strip() for name in names):
+        raise ValueError("a class needs a name: give at least one label, and no empty one")
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise ValueError(f"the template {wrong[0]!r} has no {{}}, where the label goes")
+    prompts = [template.replace("{}", name) for name in names for template in templates]
     vectors = embed_texts(model, tokenizer, prompts).view(len(names), len(templates), -1)
     return F.normalize(vectors.mean(dim=1), dim=-1)
 
@@ -135,3 +157,157 @@ def shapes_report(model, tokenizer, seed: int = 9) -> dict:
     wins = ((images * right).sum(1) > (images * swapped).sum(1)).double().mean().item()
     return {"held_out": {style: held_out(style) for style in shapes.STYLES},
             "relations": round(100 * wins, 2)}
+
+
+# ------------------------------------------------------------------------------- a user's images
+
+
+def read_image(path, size: int) -> np.ndarray:
+    """A file → uint8 (S, S, 3). ValueError, in one line, if that can't be."""
+    pixels, why = decode(Path(path), size)
+    if pixels is None:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ValueError(f"{path} is no image that can be opened: {why}")
+    return pixels
+
+
+def classify(images, labels: list[str], loaded, templates=TEMPLATES) -> torch.Tensor:
+    """Paths of N images, C labels → probabilities (N, C), float32: softmax of scale · cosine.
+
+    loaded: (model, tokenizer, transform), as `miniclip.load` gives them. Nothing is taught: the
+    labels are put into the templates (Radford et al. 2021, section 3.1; Figure 1, steps 2 and 3).
+    ValueError for an image that can't be opened, no or empty labels, a template without {}.
+    """
+    model, tokenizer, transform = loaded
+    pixels = np.stack([read_image(path, transform.size) for path in images])
+    classes = class_vectors(model, tokenizer, labels, templates)
+    features = embed_images(model, pixels)
+    scores = model.logit_scale.exp().item() * features @ classes.T  # (N, C)
+    check_finite(scores)
+    return scores.softmax(dim=1)
+
+
+def labelled_images(where: str, split: str | None = None, renamed: dict[str, str] | None = None):
+    """A labelled set → (iterator of (image, class number), class names).
+
+    where: a folder with one folder of images for each class, perhaps below one for each split; the
+    id of a Hub classification set; or `shapes`, of which it takes combinations held out of
+    training. renamed: {folder or label: a better name}; the others are named as they are, with
+    spaces for underscores. ValueError says what is missing.
+    """
+    source = Source.find(where)
+    if source.kind == "shapes":
+        if split:
+            raise ValueError("the held-out combinations of shapes have no splits")
+        images, numbers = shapes.held_out_set(20, seed=9)
+        rows, labels = zip(images, numbers.tolist()), shapes.class_names()
+    elif source.kind == "hub":
+        rows, labels = hub_images(source, split)
+    else:
+        root = Path(source.where)
+        if split and not (root / split).is_dir():
+            raise unknown_split(split, where, (path.name for path in root.iterdir()
+                                               if path.is_dir()))
+        root = root / (split or "")
+        paths = [p for p in root.glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES
+                 and "/." not in f"/{p.relative_to(root)}"]  # nothing hidden
+        labels = sorted({p.relative_to(root).parts[0] for p in paths})
+        if not labels:
+            raise ValueError(f"{root} needs one folder of images for each class; found none")
+        if set(labels) <= {"train", "val", "valid", "validation", "test"}:
+            raise ValueError(f"{root} holds splits; choose one with --split: {', '.join(labels)}")
+        # In an order that is the same everywhere, and whose first so many are of every class.
+        paths = random.Random(0).sample(sorted(paths), len(paths))
+        rows = ((p, labels.index(p.relative_to(root).parts[0])) for p in paths)
+    if unknown := sorted(set(renamed or {}) - set(labels)):
+        raise ValueError(f"no class {unknown[0]!r} in {where}; found: {', '.join(labels[:20])}")
+    return iter(rows), [(renamed or {}).get(label, label.replace("_", " ")) for label in labels]
+
+
+@contextmanager
+def telling(source: Source):
+    """The many kinds of errors below `datasets`, as one: the Hub's files are refused, or broke off.
+    """
+    try:
+        yield
+    except (ValueError, HubUnreachable):
+        raise
+    except Exception as error:
+        raise HubUnreachable(f"{source.where} on the Hub: {type(error).__name__}: "
+                             f"{one_line(error)}") from error
+
+
+def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
+    """`labelled_images` of a Hub set: its first columns of type Image and ClassLabel, streamed."""
+    import datasets  # takes a second; only those who need it wait
+
+    check_hub(source)
+    with telling(source):
+        splits = datasets.load_dataset(source.where, streaming=True)
+    split = next((name for name in splits if SPLIT_NAMES.get(name, name) == split), split)
+    split = split or next((name for name in ("test", "validation") if name in splits), "test")
+    if split not in splits:
+        raise unknown_split(split, source.where, splits)
+    table = splits[split]
+    image, label = (next((name for name, feature in (table.features or {}).items()
+                          if isinstance(feature, kind)), None)
+                    for kind in (datasets.Image, datasets.ClassLabel))
+    if not (image and label):
+        raise ValueError(f"{source.where} needs a column of images and one of class labels; "
+                         f"found: {', '.join(table.column_names or [])}")
+    names = table.features[label].names
+    table = table.cast_column(image, datasets.Image(decode=False))  # one broken image is not fatal
+
+    def rows():
+        with telling(source):
+            for row in table:
+                yield (row[image] or {}).get("bytes"), row[label]
+
+    return rows(), names
+
+
+def zero_shot_report(loaded, rows: Iterator, names: list[str], templates=TEMPLATES):
+    """Every image against every class → (figures, confusion (C, C) int64: truth by what was said).
+
+    rows: (image as `decode` takes it, class number), as `labelled_images` gives them. figures:
+    {"top1", "top5", "images", "unreadable", "classes": [{"name", "images", "top1", "top5",
+    "mistaken_for"}, …]}, in percent; only of classes that have images. No confusion (None) of more
+    than 1,000 classes: nobody could look at it, and 10,000 × 10,000 numbers take a gigabyte.
+    """
+    model, tokenizer, transform = loaded
+    classes = class_vectors(model, tokenizer, names, templates)
+    truth, said, unreadable = [], [], 0
+    with ThreadPoolExecutor() as pool, tqdm(unit="image", dynamic_ncols=True) as bar:
+        while chunk := list(islice(rows, 250)):
+            decoded = pool.map(lambda row: decode(row[0], transform.size)[0], chunk)
+            kept = [(pixels, row[1]) for pixels, row in zip(decoded, chunk) if pixels is not None]
+            bar.update(len(chunk))
+            unreadable += len(chunk) - len(kept)
+            if any(label is None or label < 0 for _, label in kept):
+                raise ValueError("the labels of this split are kept secret; choose another --split")
+            if kept:
+                images = embed_images(model, np.stack([pixels for pixels, _ in kept]))
+                check_finite(images, classes)
+                said.append((images @ classes.T).topk(min(5, len(names))).indices)  # (n, 5)
+                truth += [label for _, label in kept]
+    if not truth:
+        raise ValueError(f"none of the {unreadable:,} images can be opened")
+    truth, said, C = torch.tensor(truth), torch.cat(said), len(names)
+    hits = said == truth[:, None]  # (N, 5)
+    pairs = Counter(zip(truth.tolist(), said[:, 0].tolist()))
+    mistakes = sorted((count, -b, a) for (a, b), count in pairs.items() if a != b)
+    mistaken_for = {a: names[-b] for _, b, a in mistakes}  # the last, that is the most frequent
+    confusion = torch.bincount(truth * C + said[:, 0], minlength=C * C).view(C, C) if (
+        C <= DRAWN_CLASSES) else None
+
+    def figures(rows):
+        shares = {f"top{k}": hits[rows, :k].any(1).double().mean().item() for k in (1, 5)}
+        return {name: round(100 * share, 2) for name, share in shares.items()}
+
+    return {**figures(truth >= 0), "images": len(truth), "unreadable": unreadable, "classes": [
+        {"name": names[c], **figures(truth == c), "images": (truth == c).sum().item(),
+         "mistaken_for": mistaken_for.get(c)}
+        for c in truth.unique().tolist()]}, confusion

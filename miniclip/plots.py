@@ -4,18 +4,21 @@ whenever the same figures are drawn on the same machine.
 
 import json
 import math
+import os
 import textwrap
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from PIL import Image, ImageOps
 
 matplotlib.use("Agg")  # files only; no window, no display
 from matplotlib import pyplot as plt
 
 from miniclip import shapes
-from miniclip.checkpoint import read_rows
+from miniclip.checkpoint import read_rows, write_atomically
 from miniclip.data import Pairs, fit
 from miniclip.evaluate import class_vectors, embed_images, embed_texts
 
@@ -29,10 +32,13 @@ EVERYDAY = ("dog", "man", "woman", "child", "crowd of people", "bicycle", "car",
             "snowy mountain", "swimming pool", "grassy field", "city street", "horse")
 
 
-def save(figure, path: Path):
-    """Write and close. No date and no version inside: the same figure gives the same bytes."""
-    figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)
+def save(figure, path):
+    """Whole or not at all; no date, no version inside: the same figure gives the same bytes."""
+    kind = Path(path).suffix[1:].lower() or "png"
+    metadata = {"metadata": {"Software": None}} if kind == "png" else {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks
+        write_atomically(Path(path), lambda new: figure.savefig(new, format=kind, **metadata))
 
 
 @contextmanager
@@ -43,8 +49,11 @@ def drawing(path, rows: int = 1, columns: int = 1, grid: bool = True, **options)
     """
     with plt.rc_context(STYLE | {"axes.grid": grid}):
         figure, axes = plt.subplots(rows, columns, **options)
-        yield axes
-        save(figure, path)
+        try:
+            yield axes
+            save(figure, path)
+        finally:
+            plt.close(figure)
 
 
 def mark(axis, height: float, label: str):
@@ -58,8 +67,7 @@ def training_curves(rows: list[dict], batch_size: int, images: int, path: Path):
     """metrics.jsonl → loss with ln B, the loss of guessing; R@10 both ways with its chance."""
     steps = [row for row in rows if "loss" in row]
     tests = [row for row in rows if "image_to_text" in row]
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    with drawing(path, 1, 2, figsize=(9, 3.4)) as (left, right):
         left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=BLUE, lw=1)
         mark(left, math.log(batch_size), f"ln {batch_size}, the loss of guessing")
         left.set(title="Contrastive loss of the training batches", xlabel="step", ylim=(0, None))
@@ -71,14 +79,12 @@ def training_curves(rows: list[dict], batch_size: int, images: int, path: Path):
         right.set(title=f"R@10 on {images:,} images never trained on, %", xlabel="step",
                   ylim=(0, None))
         right.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
-        save(figure, path)
 
 
 def similarity_matrices(rows: list[dict], path: Path):
     """similarity.jsonl → cosines of the same held-out pairs before, during and after training."""
     picked = [rows[0], rows[len(rows) // 2], rows[-1]]
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
+    with drawing(path, 1, 3, grid=False, figsize=(9, 3.3)) as axes:
         for axis, row in zip(axes, picked):
             cosines = np.array(row["cosines"])
             own = np.trace(cosines) / len(cosines)
@@ -86,8 +92,7 @@ def similarity_matrices(rows: list[dict], path: Path):
             picture = axis.imshow(cosines, cmap="magma", vmin=-0.2, vmax=1)
             axis.set(title=f"step {row['step']:,}\nown {own:.2f}, others {other:.2f}",
                      xlabel="text", ylabel="image", xticks=[], yticks=[])
-        figure.colorbar(picture, ax=axes, label="cosine", shrink=0.8)
-        save(figure, path)
+        axes[0].figure.colorbar(picture, ax=axes, label="cosine", shrink=0.8)
 
 
 def show(axis, image: np.ndarray, frame: str | None = None):
@@ -105,9 +110,8 @@ def retrieval_sheet(model, tokenizer, pairs: Pairs, path: Path):
     queries = [pairs.captions[i][0] for i in owners]
     scores = embed_texts(model, tokenizer, queries) @ images.T  # (QUERIES, N)
     found = scores.argsort(dim=1, descending=True)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(QUERIES, FOUND + 1, figsize=(9.6, 1.28 * QUERIES),
-                                    width_ratios=[2, *[1] * FOUND])
+    with drawing(path, QUERIES, FOUND + 1, grid=False, figsize=(9.6, 1.28 * QUERIES),
+                 width_ratios=[2, *[1] * FOUND]) as axes:
         for row, (owner, query) in enumerate(zip(owners, queries)):
             rank = (found[row] == owner).nonzero().item() + 1
             axes[row, 0].axis("off")
@@ -116,8 +120,8 @@ def retrieval_sheet(model, tokenizer, pairs: Pairs, path: Path):
                               parse_math=False)  # "$5 and $6" is no formula
             for axis, i in zip(axes[row, 1:], found[row, :FOUND].tolist()):
                 show(axis, pairs.images[i], GREEN if i == owner else None)
-        figure.suptitle(f"What sentences find among {len(pairs):,} images never trained on")
-        save(figure, path)
+        axes[0, 0].figure.suptitle(
+            f"What sentences find among {len(pairs):,} images never trained on")
 
 
 def zero_shot_sheet(model, tokenizer, pairs: Pairs, path: Path):
@@ -135,21 +139,77 @@ def zero_shot_sheet(model, tokenizer, pairs: Pairs, path: Path):
         labels = [None] * 6
     scores = embed_images(model, images) @ class_vectors(model, tokenizer, names).T
     chances = (scores * model.logit_scale.exp().item()).softmax(dim=1)  # (6, C)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(2, 6, figsize=(9.6, 3.6), width_ratios=[1, 1.2] * 3)
+    with drawing(path, 2, 6, grid=False, figsize=(9.6, 3.6), width_ratios=[1, 1.2] * 3) as axes:
         for (picture, bars), image, row, label in zip(
                 axes.reshape(6, 2), images, chances, labels, strict=True):
             show(picture, image)
-            top = row.argsort(descending=True)[:4].tolist()
-            colors = [GREEN if i == label else GRAY if label is not None else BLUE for i in top]
-            bars.barh(range(4), row[top].numpy(), color=colors, alpha=0.45)
-            bars.set(xlim=(0, 1), ylim=(3.6, -0.8), xticks=[], yticks=[])
-            for k, i in enumerate(top):
-                bars.text(0.02, k, f"{names[i]} {row[i]:.0%}", va="center", fontsize=8)
-            bars.spines[:].set_visible(False)
-        figure.suptitle(f"Zero-shot: the nearest of {len(names)} classes, "
+            show_chances(bars, row, names, label)
+        axes[0, 0].figure.suptitle(f"Zero-shot: the nearest of {len(names)} classes, "
                         "“a photo of a …”, none of them taught as a label")
-        save(figure, path)
+
+
+def show_chances(axis, row, names: list[str], label: int | None = None):
+    """Bars of the four likeliest classes; if the right one is known, it is green."""
+    top = row.argsort(descending=True)[:4].tolist()
+    colors = [GREEN if i == label else GRAY if label is not None else BLUE for i in top]
+    axis.barh(range(len(top)), row[top].numpy(), color=colors, alpha=0.45)
+    axis.set(xlim=(0, 1), ylim=(3.6, -0.8), xticks=[], yticks=[])
+    for k, i in enumerate(top):
+        axis.text(0.02, k, f"{names[i]} {row[i]:.0%}", va="center", fontsize=8, parse_math=False)
+    axis.spines[:].set_visible(False)
+
+
+def thumbnail(path, side: int = 320) -> np.ndarray:
+    """A file → uint8 of at most side × side, uncropped, the right way up; gray if it is gone."""
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((side, side))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:  # decoders raise many kinds for what was changed, or broken, since
+        return np.full((side * 3 // 4, side, 3), 225, np.uint8)
+
+
+def shown_name(path, width: int = 30) -> str:
+    """The end of a path, as a caption; what is no UTF-8 or can't be printed, as question marks."""
+    name = os.fsencode(path).decode(errors="replace")
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    return name if len(name) <= width else f"…{name[1 - width:]}"
+
+
+def contact_sheet(title: str, found: list[tuple[float, str]], path):
+    """The photographs that a search found, best first, each with its cosine and name."""
+    columns = math.ceil(math.sqrt(len(found)))
+    rows = math.ceil(len(found) / columns)
+    with drawing(path, rows, columns, grid=False, squeeze=False,
+                 figsize=(2.6 * columns, 2.4 * rows + 0.4)) as axes:
+        axes[0, 0].figure.suptitle(title, parse_math=False)
+        for axis in axes.flat[len(found):]:
+            axis.axis("off")
+        for axis, (score, photograph) in zip(axes.flat, found):
+            show(axis, thumbnail(photograph))
+            axis.set_xlabel(f"{score:.3f}  {shown_name(Path(photograph).name)}", parse_math=False)
+
+
+def classified_sheet(images: list, names: list[str], chances, path):
+    """Images, given by their paths, each beside the likeliest labels; chances (N, C)."""
+    with drawing(path, len(images), 2, grid=False, squeeze=False,
+                 figsize=(5.5, 1.8 * len(images))) as axes:
+        for (picture, bars), image, row in zip(axes, images, chances):
+            show(picture, thumbnail(image))
+            show_chances(bars, row, names)
+
+
+def confusion_picture(confusion, names: list[str], path):
+    """(C, C) counts → of each class's images (a row), the share said to be of each class."""
+    shares = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).numpy()
+    side = min(12, 3.5 + 0.22 * len(names))
+    with drawing(path, grid=False, figsize=(side + 0.8, side)) as axis:
+        picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axis.figure.colorbar(picture, ax=axis, label="share of a class's images", shrink=0.7)
+        ticks = range(len(names)) if len(names) <= 50 else []  # more names would be a gray band
+        axis.set_xticks(ticks, [names[i] for i in ticks], rotation=90, parse_math=False)
+        axis.set_yticks(ticks, [names[i] for i in ticks], parse_math=False)
+        axis.set(xlabel="said", ylabel="truth", title="Zero-shot: what is taken for what")
 
 
 def draw_run(folder: Path, model, tokenizer, pairs: Pairs, batch_size: int):
@@ -164,8 +224,7 @@ def draw_run(folder: Path, model, tokenizer, pairs: Pairs, batch_size: int):
 def scenes_sheet(path: Path, seed: int = 4):
     """Generated scenes with one caption each, and one scene in every style."""
     images, captions, scenes = shapes.generate(14, seed)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(3, 7, figsize=(9.6, 5.4))
+    with drawing(path, 3, 7, grid=False, figsize=(9.6, 5.4)) as axes:
         for axis, image, texts in zip(axes.flat, images, captions):
             show(axis, image)
             axis.set_xlabel("\n".join(textwrap.wrap(min(texts, key=len), 20)), fontsize=7)
@@ -174,7 +233,6 @@ def scenes_sheet(path: Path, seed: int = 4):
         for axis, style in zip(axes[2, 1:], shapes.STYLES):
             show(axis, shapes.render(scenes[0], np.random.default_rng(seed), style))
             axis.set_xlabel(style, fontsize=7)
-        save(figure, path)
 
 
 def draw_results(folder: Path = Path(__file__).parent / "results"):

@@ -37,9 +37,12 @@ def test_the_transform_is_clips():
     assert Transform(8)(flat("RGBA", (1, 2, 3, 4))).shape == (3, 8, 8)
 
 
-@pytest.mark.parametrize("width, first", [(4, 0), (5, 0), (6, 1), (7, 2), (8, 2), (9, 2), (11, 4)])
-def test_the_crop_is_where_clip_has_it(width, first):
-    """torchvision's CenterCrop starts at round((width - size) / 2), halves to the even number."""
+@pytest.mark.parametrize("width, first", [(4, 0), (5, 0), (6, 1), (7, 1), (8, 2), (9, 2), (11, 3)])
+def test_the_crop_is_where_transformers_has_it(width, first):
+    """(width - size) // 2; torchvision's CenterCrop, which openai/CLIP used, has 2 and 4 for 7, 11.
+
+    test_pretrained.py compares whole images with transformers itself.
+    """
     ramp = np.arange(width, dtype=np.uint8).repeat(3).reshape(1, width, 3).repeat(4, 0)
     for image, axis in ((ramp, 1), (ramp.transpose(1, 0, 2), 0)):  # no resize: the side is 4
         found = data.resize_crop(Image.fromarray(image), 4)

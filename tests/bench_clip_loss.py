@@ -1,8 +1,8 @@
 """Time and memory of the loss, over the number of pairs N: every backend, and every peer.
 
-    python -m miniclip_kernels.benchmark          the backends on this CPU         make bench
-    python -m miniclip_kernels.benchmark --gpu    miniclip and its peers on CUDA   make bench-gpu
-    python -m miniclip_kernels.benchmark --plot   draw recorded figures again      make bench-plots
+    python tests/bench_clip_loss.py          the backends on this CPU         make bench
+    python tests/bench_clip_loss.py --gpu    miniclip and its peers on CUDA   make bench-gpu
+    python tests/bench_clip_loss.py --plot   draw recorded figures again      make bench-plots
 
 Inputs are N pairs of random unit vectors with D features and the scale 1/0.07 as a tensor; asked
 for are the gradients of all three. "forward" is the forward pass of training: what the backward
@@ -10,7 +10,7 @@ pass needs is kept. Units: ms_p20, ms_p50 and ms_p80 are milliseconds, percentil
 time; extra_mb is the highest memory beyond inputs and gradients, in 10⁶ bytes; share_of_peak is
 2N²D (forward) or 8N²D operations (both) over the median time, over the rate of a large matrix
 product of the same device in the same run (on a CPU in float32). Peers take turns, so that
-whatever else the machine does meets all of them. One file per device: results/DEVICE.json.
+whatever else the machine does meets all of them. One file per device: kernels/results/DEVICE.json.
 """
 
 import argparse
@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from miniclip_kernels.clip_loss import clip_loss
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent.parent / "kernels/results"
 D, TEMPERATURE = 512, 0.07
 CPU_SIZES = (512, 1024, 2048, 4096, 8192)
 GPU_SIZES = (256, 1024, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -301,7 +301,7 @@ def extra_memory(impl, N) -> list[int]:
 @cache
 def memory_elsewhere(impl, N) -> list[int]:
     """extra_memory in a process of its own, once for both passes."""
-    command = [sys.executable, "-m", "miniclip_kernels.benchmark", "--memory", impl, str(N)]
+    command = [sys.executable, __file__, "--memory", impl, str(N)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -333,7 +333,7 @@ def machine(cuda) -> dict:
     peak, copy = ceilings(cuda)
     cpu = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
     driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    commit = ("git", "-C", str(HERE), "describe", "--always", "--dirty", "--exclude=*")
+    commit = ("git", "-C", str(RESULTS), "describe", "--always", "--dirty", "--exclude=*")
     return {"device": torch.cuda.get_device_name() if cuda else cpu,
             "driver": first_line(*driver) if cuda else None, "torch": torch.__version__,
             "triton": version("triton") if find_spec("triton") else None,
@@ -513,7 +513,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="time and memory of the loss over N")
     parser.add_argument("--gpu", action="store_true", help="miniclip and its peers on CUDA")
     parser.add_argument("--plot", action="store_true", help="only draw what was recorded")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the records")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--sizes", type=positive, nargs="+", help="N; default: a whole range")
     parser.add_argument("--impls", nargs="+", metavar="NAME", help="only these; default: all")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # of memory_elsewhere

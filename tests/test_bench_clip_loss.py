@@ -1,13 +1,12 @@
-"""Tests of kernels/benchmark.py: what it writes and draws, and peers that fail; no speed."""
+"""Tests of bench_clip_loss.py: what it writes and draws, and peers that fail; no speed."""
 
 import json
 import re
 import sys
-from pathlib import Path
 
+import bench_clip_loss as benchmark
 import pytest
 import torch
-from miniclip_kernels import benchmark
 
 KEYS = ["device", "driver", "torch", "triton", "commit", "date", "peak_tflops", "copy_gb_s", "rows"]
 ROW = ["impl", "pass", "dtype", "N", "D", "ms_p20", "ms_p50", "ms_p80", "extra_mb",
@@ -173,7 +172,7 @@ def test_a_run_on_a_gpu(monkeypatch, tmp_path):
 
 def test_the_readmes_figures_are_the_recorded_ones():
     """kernels/README.md's table is what kernels/results holds, to the last digit shown."""
-    folder = Path(benchmark.__file__).parent
+    folder = benchmark.RESULTS.parent
     text = (folder / "README.md").read_text()
     for name in re.findall(r"\(results/([\w.-]+\.json)\)", text):
         rows = json.loads((folder / "results" / name).read_text())["rows"]

@@ -1,0 +1,402 @@
+"""Weights of others → this model, and a run → their formats.
+
+    a run's folder | a weights file, or its folder | a Hub id
+        ──load──▶ (model, tokenizer, transform)          run ──export──▶ openai | open_clip | hf
+
+The same Transformer has three namings: ours, OpenAI's, which open_clip kept (some of its models put
+"text." before the text tower's names), and Hugging Face's, with q, k and v apart and the two
+projections transposed. NAMES holds them side by side.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from miniclip import checkpoint
+from miniclip.config import ModelConfig
+from miniclip.data import MEAN, STD, Transform
+from miniclip.model import CLIP
+from miniclip.sources import HubUnreachable, one_line
+from miniclip.tokenizer import BAD_GZIP, CLIP_MERGES, Tokenizer, read_text
+
+OURS, OPENAI, HF = 0, 1, 2  # columns of NAMES; a name is translated part by part, row by row
+NAMES = (
+    ("vision.class_token", "visual.class_embedding", "vision_model.embeddings.class_embedding"),
+    ("vision.positions", "visual.positional_embedding",
+     "vision_model.embeddings.position_embedding.weight"),
+    ("vision.patches.", "visual.conv1.", "vision_model.embeddings.patch_embedding."),
+    ("vision.norm_pre.", "visual.ln_pre.", "vision_model.pre_layrnorm."),  # Hugging Face's spelling
+    ("vision.blocks.", "visual.transformer.resblocks.", "vision_model.encoder.layers."),
+    ("vision.norm_post.", "visual.ln_post.", "vision_model.post_layernorm."),
+    ("vision.projection", "visual.proj", "visual_projection.weight"),
+    ("text.tokens.", "token_embedding.", "text_model.embeddings.token_embedding."),
+    ("text.positions", "positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    ("text.blocks.", "transformer.resblocks.", "text_model.encoder.layers."),
+    ("text.norm_final.", "ln_final.", "text_model.final_layer_norm."),
+    ("text.projection", "text_projection", "text_projection.weight"),
+    (".norm1.", ".ln_1.", ".layer_norm1."),
+    (".attention.qkv.", ".attn.in_proj_", ".self_attn.{q,k,v}_proj."),
+    (".attention.out.", ".attn.out_proj.", ".self_attn.out_proj."),
+    (".norm2.", ".ln_2.", ".layer_norm2."),
+    (".mlp.0.", ".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.2.", ".mlp.c_proj.", ".mlp.fc2."),
+)
+IGNORED = {  # numbers and buffers that follow from the shape, in older files
+    "input_resolution", "context_length", "vocab_size", "attn_mask",
+    "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}
+TELLING = ("vision.class_token", "vision.patches.weight", "vision.positions", "vision.projection",
+           "text.tokens.weight", "text.positions")  # the shapes of these tell the model's
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors",
+           "open_clip_pytorch_model.bin")
+SETTINGS = ("config.json", "open_clip_config.json", "preprocessor_config.json")
+FORMATS = ("openai", "open_clip", "hf")
+MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz")
+QUICK_GELU = {  # of well-known models on the Hub; of others their settings say it
+    "openai/clip-vit-base-patch32": True, "openai/clip-vit-base-patch16": True,
+    "openai/clip-vit-large-patch14": True, "openai/clip-vit-large-patch14-336": True,
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": False}
+OPEN_CLIP_KNOWN = {"image_size", "patch_size", "layers", "width", "heads", "head_width",
+                   "context_length", "vocab_size", "patch_dropout", "hf_tokenizer_name"}
+PIXELS = {"image_mean": list(MEAN), "image_std": list(STD), "mean": list(MEAN), "std": list(STD),
+          "resample": 3, "interpolation": "bicubic", "resize_mode": "shortest"}  # 3 is bicubic
+
+
+# ------------------------------------------------------------------------------- names
+
+
+def translate(name: str, column: int) -> str:
+    """One of our names in another column of NAMES."""
+    for row in NAMES:
+        name = name.replace(row[OURS], row[column])
+    return name
+
+
+def theirs(name: str, tensor: torch.Tensor, column: int) -> dict[str, torch.Tensor]:
+    """One of our tensors → theirs, by name. They are views: who writes to them writes to ours.
+
+    Hugging Face has q, k and v apart; its projections are nn.Linear, whose weights are (out, in).
+    """
+    other = translate(name, column)
+    if "{q,k,v}" in other:
+        return {other.replace("{q,k,v}", x): part for x, part in zip("qkv", tensor.chunk(3))}
+    return {other: tensor.T if column == HF and name.endswith(".projection") else tensor}
+
+
+# ------------------------------------------------------------------------------- load
+
+
+def load(source, device: str | torch.device | None = None, quick_gelu: bool | None = None):
+    """A run's folder, a weights file or its folder, or a Hub id → (model, tokenizer, transform).
+
+    Files are .safetensors, .pt or .bin in OpenAI's, open_clip's or Hugging Face's naming, in any
+    floating-point type; the model is float32, in eval mode, on `device` (default CPU). Its shape is
+    read from the tensors. What they can't tell is read from the settings beside them, config.json
+    (Hugging Face) or open_clip_config.json: how wide a head is (else 64) and which GELU, in which
+    `quick_gelu` has the last word (else the exact one, with a notice). CLIP's merges are looked for
+    beside the file, then in $MINICLIP_CLIP_MERGES. The rest is as in `checkpoint.load`.
+
+    ValueError, in one line, for what is no CLIP, damaged, or not whole; HubUnreachable for a Hub
+    that does not answer and from which nothing was fetched before.
+    """
+    path, name = Path(source).expanduser(), str(source)
+    if path.is_dir() and not read_settings(path) and not any(  # a run has neither
+            (path / merges).is_file() for merges in MERGES):
+        if quick_gelu is not None:
+            raise ValueError(f"{name}: a run says itself which GELU it has; leave out quick_gelu")
+        return checkpoint.load(source, device)
+    if path.is_dir():
+        file = path / choose_weights(name, {p.name for p in path.iterdir()})
+    elif path.is_file():
+        file = path
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.pt)(?<!\.bin)(?<!\.safetensors)", name):
+        file = fetch(name)
+    else:
+        raise ValueError(f"{name}: no such run folder or weights file, and no Hub id")
+    try:
+        tensors, known = read_tensors(file), read_settings(file.parent)
+        for told in (QUICK_GELU.get(name), quick_gelu):
+            known |= {} if told is None else {"quick_gelu": told}
+        if "quick_gelu" not in known:
+            print(f"{name}: nothing says which GELU; taken is the exact one. OpenAI's weights need "
+                  "load(…, quick_gelu=True)", file=sys.stderr)
+        model = build(tensors, known)
+        tokenizer = find_tokenizer(file.parent, model.config)
+    except (ValueError, *BAD_GZIP) as error:
+        raise ValueError(f"{name}: {error}") from error
+    return model.to(device or "cpu").eval(), tokenizer, Transform(model.config.image_size)
+
+
+def choose_weights(where: str, names: set[str]) -> str:
+    """The first weights file that is there."""
+    if not names & set(WEIGHTS):
+        raise ValueError(f"{where} holds none of {', '.join(WEIGHTS)} (and weights that lie in "
+                         f"several files are not read); found: {', '.join(sorted(names)[:12])}")
+    return next(name for name in WEIGHTS if name in names)
+
+
+def fetch(repository: str) -> Path:
+    """A Hub id → its weights in the Hub's own cache, with settings and merges beside them.
+
+    Only what is missing is downloaded, with a progress bar; what was fetched before is not asked
+    for again.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def cached(names):
+        paths = (try_to_load_from_cache(repository, name) for name in names)
+        return next((Path(path) for path in paths if isinstance(path, str)), None)
+
+    if (file := cached(WEIGHTS)) and cached(MERGES):
+        return file
+    nowhere = f"{repository}: no such run folder or weights file here, and"
+    try:
+        found = {file.rfilename for file in HfApi().model_info(repository, timeout=10).siblings}
+    except Exception as error:  # any transport's own error; the reason is told, never swallowed
+        if file:
+            return file
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+            raise ValueError(f"{nowhere} no public model of that name on the Hub "
+                             f"(HTTP {error.response.status_code})") from error
+        raise HubUnreachable(f"{nowhere} the Hub does not answer: {one_line(error)}") from error
+    files = *SETTINGS, *MERGES, choose_weights(f"{repository} on the Hub", found)
+    try:  # the weights last: where they are, the rest was fetched as well
+        return [Path(hf_hub_download(repository, name)) for name in files if name in found][-1]
+    except Exception as error:  # the Hub answered, but its files are refused or broke off
+        reason = one_line(error.__cause__ or error)
+        raise HubUnreachable(f"{repository} on the Hub: {reason}") from error
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Names → tensors. Nothing from the file is executed: pickles load with weights_only=True.
+
+    A checkpoint of open_clip's training holds more; its weights are under "state_dict", and their
+    names may begin with "module.".
+    """
+    open(file, "rb").close()  # an OSError says itself what is wrong
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what is wrong is told once, below
+            tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(
+                file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of broken or hostile files the readers raise many kinds
+        if "TorchScript" in str(error):
+            raise ValueError("a TorchScript archive holds code; if you trust it, convert it: torch."
+                             f"save(torch.jit.load({file.name!r}, 'cpu').state_dict(), 'new.pt')"
+                             ) from error
+        reason = "" if isinstance(error, UnpicklingError) else f": {one_line(error)[:200]}"
+        raise ValueError("damaged, or more than tensors, which is not loaded: "
+                         f"{type(error).__name__}{reason}") from error
+    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
+    if not isinstance(tensors, dict):
+        raise ValueError(f"a {type(tensors).__name__} in place of tensors and their names")
+    named = {str(name).removeprefix("module."): t for name, t in tensors.items()}
+    if "token_embedding.weight" not in named:
+        named = {name.removeprefix("text."): t for name, t in named.items()}
+    if len(named) < len(tensors):
+        raise ValueError("two tensors of one name, apart from its prefix module. or text.")
+    named = {n: t for n, t in named.items() if isinstance(t, torch.Tensor) and n not in IGNORED}
+    if odd := [f"{name} ({t.dtype}, {t.layout}, {t.device})" for name, t in named.items() if
+               not t.is_floating_point() or t.layout != torch.strided or t.is_meta]:
+        raise ValueError(f"weights are plain floating-point tensors, but not {', '.join(odd[:4])}")
+    return named
+
+
+def read_settings(folder: Path) -> dict:
+    """What the files beside the weights tell: the width of a head in each tower, and the GELU.
+
+    ValueError for what this model does not have: another activation, pixels normalised otherwise.
+    """
+    try:
+        hf, open_clip, pixels = (json.loads(path.read_text()) if path.is_file() else {}
+                                 for path in (folder / name for name in SETTINGS))
+        pixels |= open_clip.get("preprocess_cfg", {})
+        wrong = [name for name in PIXELS if pixels.get(name, PIXELS[name]) != PIXELS[name]]
+        known, kinds = {}, set()
+        if "vision_config" in hf:
+            for tower, width, heads in (("vision", 768, 12), ("text", 512, 8)):  # the defaults
+                values = hf.get(f"{tower}_config_dict") or hf[f"{tower}_config"] or {}
+                known[tower] = (values.get("hidden_size", width)
+                                // values.get("num_attention_heads", heads))
+                kinds.add((values.get("hidden_act", "quick_gelu"),
+                           values.get("layer_norm_eps", 1e-5)))
+            known["quick_gelu"] = kinds == {("quick_gelu", 1e-5)}
+            if not known["quick_gelu"] and kinds != {("gelu", 1e-5)}:
+                wrong.append(f"(hidden_act, layer_norm_eps) {sorted(kinds)}")
+        elif open_clip:
+            model = open_clip["model_cfg"]
+            vision, text = model["vision_cfg"], model["text_cfg"]
+            known = {"vision": vision.get("head_width", 64), "quick_gelu": model.get("quick_gelu"),
+                     "text": text.get("width", 512) // text.get("heads", 8)}
+            wrong += sorted({*vision, *text} - OPEN_CLIP_KNOWN)
+        if wrong:
+            raise ValueError(f"unknown here: {', '.join(wrong)}")
+        return known
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError,
+            RecursionError) as error:
+        raise ValueError(f"{folder}: {' or '.join(SETTINGS)} is not of a model that can be had "
+                         f"here: {type(error).__name__}, {one_line(error)}") from error
+
+
+def read_shape(tensors: dict, column: int, known: dict) -> ModelConfig:
+    """The model's shape, from the shapes of six tensors and the number of blocks."""
+    names = {name: translate(name, column) for name in TELLING}
+    shape = {name: (*tensors[n].shape,) or (0,) for name, n in names.items() if n in tensors}
+    if not shape:
+        raise ValueError("no CLIP in OpenAI's, open_clip's or Hugging Face's naming (of a run, "
+                         f"name the folder); found: {', '.join(sorted(tensors)[:6]) or 'nothing'}")
+    check_names([names[name] for name in TELLING if name not in shape], [], [])
+    rows, patch = shape["vision.positions"][0], shape["vision.patches.weight"][-1]
+    grid = math.isqrt(max(0, rows - 1))  # one row is the class token's
+    settings = {"quick_gelu": bool(known.get("quick_gelu"))}
+    for tower, width in (("vision", shape["vision.class_token"][0]),
+                         ("text", shape["text.tokens.weight"][-1])):
+        head = known.get(tower, 64)
+        if not isinstance(head, int) or head < 1 or width % head:
+            raise ValueError(f"the {tower} tower is {width} wide, no multiple of {head}, a head's "
+                             f"width; put the model's {' or '.join(SETTINGS[:2])} beside it")
+        prefix = translate(f"{tower}.blocks.", column)
+        blocks = {n[len(prefix):].split(".")[0] for n in tensors if n.startswith(prefix)}
+        settings |= {f"{tower}_width": width, f"{tower}_heads": width // head,
+                     f"{tower}_layers": len(blocks)}
+    return ModelConfig(
+        embed_dim=shape["vision.projection"][0 if column == HF else -1], image_size=grid * patch,
+        patch_size=patch, vocab_size=shape["text.tokens.weight"][0],
+        context_length=shape["text.positions"][0], **settings)
+
+
+def check_names(missing: list[str], left: list[str], wrong: list[str]):
+    """ValueError that names the first few of each kind, if there are any."""
+    kinds = (("missing", missing), ("left over", left), ("wrong shape", wrong))
+    if told := [f"{kind}: {', '.join(names[:4])}" + f" and {len(names) - 4} more" * (len(names) > 4)
+                for kind, names in kinds if names]:
+        raise ValueError(f"not one whole CLIP; {'; '.join(told)}")
+
+
+@torch.no_grad()
+def build(tensors: dict, known: dict) -> CLIP:
+    """The model, float32, in which every tensor is used once."""
+    column = HF if any(name.startswith("text_model.") for name in tensors) else OPENAI
+    with torch.device("meta"):
+        model = CLIP(read_shape(tensors, column, known))
+    parts = [part for item in model.state_dict().items() for part in theirs(*item, column).items()]
+    check_names([name for name, _ in parts if name not in tensors],
+                sorted(tensors.keys() - dict(parts)),
+                [f"{name} {tuple(tensors[name].shape)}, not {tuple(part.shape)}"
+                 for name, part in parts if name in tensors and tensors[name].shape != part.shape])
+    model = model.to_empty(device="cpu")
+    for name, ours in model.state_dict().items():
+        for other, part in theirs(name, ours, column).items():
+            part.copy_(tensors[other])
+    return model
+
+
+def find_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """CLIP's own, or that of the run which was exported, from the merges beside the weights."""
+    named = Path(os.environ.get("MINICLIP_CLIP_MERGES", ""))
+    path = next((p for p in (*(folder / name for name in MERGES), named) if p.is_file()), None)
+    if path is None:
+        raise ValueError("the tokenizer needs CLIP's merges: put merges.txt, as the Hub has it in "
+                         f"{next(iter(QUICK_GELU))}, beside it, or name it in MINICLIP_CLIP_MERGES")
+    tokenizer = Tokenizer.from_clip(path) if config.vocab_size == 514 + CLIP_MERGES else (
+        Tokenizer(line for line in read_text(path).splitlines()[1:] if line))
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(f"{path} makes {tokenizer.vocab_size:,} tokens, but the weights have "
+                         f"{config.vocab_size:,}; they are not of one model")
+    tokenizer.context_length = config.context_length
+    return tokenizer
+
+
+# ------------------------------------------------------------------------------- export
+
+
+def export(run: str, path: str, format: str) -> Path:
+    """A run's folder → its weights in another's format, at `path`, which must be new.
+
+    openai: a .pt of tensors, for openai/CLIP's `clip.load`. open_clip: a folder, for
+    `create_model("local-dir:PATH")`. hf: a folder, for transformers' CLIPModel.from_pretrained.
+    Folders hold the vocabulary too. ValueError for a model that the format has no words for and
+    for a path that is there already; nothing half-written is left behind.
+    """
+    path = Path(path).expanduser()
+    if format not in FORMATS:
+        raise ValueError(f"no format {format!r}; there are {', '.join(FORMATS)}")
+    if path.exists():
+        raise ValueError(f"{path} is there already; name a new one")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: no such folder to write to")
+    model, tokenizer, _ = checkpoint.load(run)
+    check_expressible(model.config, run, format)
+    tensors = {other: part.clone(memory_format=torch.contiguous_format)
+               for name, tensor in model.state_dict().items()
+               for other, part in theirs(name, tensor, HF if format == "hf" else OPENAI).items()}
+    if format == "openai":
+        checkpoint.write_atomically(path, lambda temporary: torch.save(tensors, temporary))
+        return path
+    merges = json.loads(read_text(Path(run).expanduser() / "tokenizer.json"))["merges"]
+    settings = (hf_settings if format == "hf" else open_clip_settings)(model.config)
+    vocabulary = {symbol: i for i, symbol in enumerate(tokenizer.symbols)}
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        building = Path(folder) / path.name
+        building.mkdir()
+        for name, values in settings.items():
+            (building / name).write_text(json.dumps(values, indent=2))
+        (building / "vocab.json").write_text(json.dumps(vocabulary))
+        (building / MERGES[0]).write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+        save_file(tensors, building / WEIGHTS[2 * (format != "hf")], {"format": "pt"})
+        building.rename(path)
+    return path
+
+
+def check_expressible(config: ModelConfig, run: str, format: str):
+    """ValueError, with what would do, for a model that a format has no words for."""
+    if config.stem or config.pool != "cls" or not config.pre_norm:
+        raise ValueError(f"{run} has a stem, mean pooling or no first LayerNorm, unlike models of "
+                         f"{format}; train with --stem , --pool cls --pre-norm true to export")
+    heads = {config.vision_width / config.vision_heads, config.text_width / config.text_heads}
+    if format == "openai" and not (config.quick_gelu and heads == {64}):
+        raise ValueError(f"{run}: openai/CLIP takes QuickGELU and heads of 64 for granted, which "
+                         "this model has not; open_clip and hf can express it")
+
+
+def hf_settings(config: ModelConfig) -> dict[str, dict]:
+    """What transformers reads beside the weights: {file: settings}."""
+    towers = {f"{tower}_config": {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "hidden_act": "quick_gelu" if config.quick_gelu else "gelu"}
+        for tower, width, layers, heads in (
+            ("vision", config.vision_width, config.vision_layers, config.vision_heads),
+            ("text", config.text_width, config.text_layers, config.text_heads))}
+    towers["vision_config"] |= {"image_size": config.image_size, "patch_size": config.patch_size}
+    towers["text_config"] |= {
+        "vocab_size": config.vocab_size, "max_position_embeddings": config.context_length,
+        "bos_token_id": config.vocab_size - 2, "eos_token_id": config.vocab_size - 1}
+    size = config.image_size
+    return {
+        SETTINGS[0]: {"model_type": "clip", "projection_dim": config.embed_dim, **towers},
+        SETTINGS[2]: {
+            "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": size},
+            "crop_size": {"height": size, "width": size}, "image_mean": MEAN, "image_std": STD},
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer",
+                                  "model_max_length": config.context_length}}
+
+
+def open_clip_settings(config: ModelConfig) -> dict[str, dict]:
+    """The same for open_clip."""
+    return {SETTINGS[1]: {"preprocess_cfg": {"mean": MEAN, "std": STD}, "model_cfg": {
+        "embed_dim": config.embed_dim, "quick_gelu": config.quick_gelu,
+        "vision_cfg": {"image_size": config.image_size, "patch_size": config.patch_size,
+                       "width": config.vision_width, "layers": config.vision_layers,
+                       "head_width": config.vision_width // config.vision_heads},
+        "text_cfg": {"context_length": config.context_length, "vocab_size": config.vocab_size,
+                     "width": config.text_width, "layers": config.text_layers,
+                     "heads": config.text_heads}}}}

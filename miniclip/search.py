@@ -1,0 +1,330 @@
+"""A folder of photographs, embedded once and then found by a sentence or by another photograph.
+
+    DIR/.miniclip/
+      index.json     the model (its source, a hash of its weights) and the folder it looked at
+      vectors.npy    float16 (N, D), one unit vector a row
+      paths.jsonl    line i tells of row i: its photograph's path, [size, mtime_ns] and sha256;
+                     the path is null once the photograph is gone
+
+Rows are only ever added, the vector first and then its line, and a row counts once its line is
+whole: whoever is killed keeps what was embedded. A photograph that was moved is known by its
+content, so its vector stays; that and a removal change paths.jsonl alone, replaced in one step.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import stat
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from miniclip import pretrained
+from miniclip.checkpoint import read_rows, write_text
+from miniclip.data import cache_folder, decode
+from miniclip.evaluate import IMAGE_SUFFIXES, check_finite, embed_images, embed_texts, read_image
+from miniclip.train import bf16_is_fast, pick_device
+
+NAME = ".miniclip"  # of an index, in the folder that it tells of
+LAST = "last-index"  # in the cache: the index that a search means which names none
+DEFAULT_MODEL = "openai/clip-vit-base-patch32"
+BATCH = 64  # images embedded, and kept, at once
+CHUNK = 512  # rows that a query looks at in one go: a megabyte in float32, within a core's cache
+SHORTLIST = 100
+
+
+# ------------------------------------------------------------------------------- the folder
+
+
+def photographs(root: Path, index: Path):
+    """What lies below root → ({path: [size, mtime_ns]}, [[path, reason], …] of what is locked).
+
+    Without what is hidden, or in the index. A link that leads nowhere is found, to be told of.
+    """
+    found, locked = {}, []
+
+    def note(error: OSError):
+        locked.append([os.path.relpath(error.filename, root), error.strerror])
+
+    for folder, folders, names in os.walk(root, onerror=note):
+        folders[:] = [name for name in folders if name[0] != "." and Path(folder, name) != index]
+        for path in (Path(folder, name) for name in names if name[0] != "."):
+            try:
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    info = path.stat() if path.exists() else path.lstat()
+                    if stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
+                        found[os.path.relpath(path, root)] = [info.st_size, info.st_mtime_ns]
+            except OSError as error:
+                note(error)
+    return found, locked
+
+
+def reconcile(rows: list[dict], files: dict[str, list[int]], root: Path):
+    """What an index knew against what is there → (files to embed, number moved, number removed).
+
+    rows are changed in place. A file of the same path, size and time is the same. Of the others
+    only those are read whose size a vanished row had: equal content is the same photograph, moved
+    (of several copies, one; the others are embedded again).
+    """
+    alive = [row for row in rows if row["path"] is not None]
+    known = {row["path"] for row in alive if files.get(row["path"]) == row["stat"]}
+    lost = {row["sha256"]: row for row in alive if row["path"] not in known}
+    sizes = {row["stat"][0] for row in lost.values()}
+    new, moved, removed = [], 0, 0
+    for path in sorted(files.keys() - known):
+        row = None
+        with suppress(OSError):  # what can't be read is told of later
+            if files[path][0] in sizes:
+                content = (root / path).read_bytes()
+                row = lost.pop(hashlib.sha256(content).hexdigest(), None)
+        if row:
+            moved += row["path"] != path  # else it was only touched
+            row.update(path=path, stat=files[path])
+        else:
+            new.append(path)
+    for row in alive:
+        if files.get(row["path"]) != row["stat"]:
+            removed += row["path"] not in files  # else it has changed
+            row["path"] = None
+    return new, moved, removed
+
+
+def decode_files(root: Path, size: int, files: list[tuple[str, list[int]]]) -> list:
+    """(path, [size, mtime_ns]) → (line of paths.jsonl, uint8 (S, S, 3) or None, what is wrong)."""
+    found = []
+    for path, known in files:
+        try:
+            data = (root / path).read_bytes()
+            row = {"path": path, "stat": known, "sha256": hashlib.sha256(data).hexdigest()}
+            found.append((row, *decode(data, size)))
+        except OSError as error:
+            found.append(({"path": path}, None, error.strerror))
+    return found
+
+
+# ------------------------------------------------------------------------------- the index
+
+
+def read_index(folder: Path) -> tuple[dict, list[dict], np.ndarray]:
+    """→ what index.json says, the N lines of paths.jsonl, float16 (N, D) mapped from the disk.
+
+    ValueError if there is no index, or if its files don't fit together.
+    """
+    if not (folder / "index.json").is_file():
+        raise ValueError(f"{folder} holds no index; `miniclip index FOLDER` makes one")
+    try:
+        meta = json.loads((folder / "index.json").read_text())
+        rows = read_rows(folder / "paths.jsonl")
+        vectors = np.load(folder / "vectors.npy", mmap_mode="c")[:len(rows)]
+        _ = [row["path"] is None or (row["stat"], row["sha256"]) for row in rows]
+        _ = Path(meta["model"], meta["root"])  # TypeError if they are no text
+        if (vectors.shape, vectors.dtype) != ((len(rows), meta["width"]), np.float16):
+            raise ValueError(f"{len(rows)} lines for vectors {vectors.dtype} {vectors.shape}")
+        return {n: meta[n] for n in ("model", "weights", "quick_gelu", "root")}, rows, vectors
+    except (ValueError, KeyError, TypeError, EOFError, FileNotFoundError) as error:
+        raise ValueError(f"the index is damaged ({error}); delete {folder} and index again"
+                         ) from error
+
+
+def fingerprint(model) -> str:
+    """A hash of the model's shape and of every weight: vectors of two models don't compare."""
+    digest = hashlib.sha256(json.dumps(asdict(model.config)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def load_model(source: str, meta: dict, device: str, quick_gelu: bool | None):
+    """→ (model, tokenizer, transform), hash of its weights; ValueError if meta has another hash."""
+    loaded = pretrained.load(source, pick_device(device), quick_gelu)
+    weights = fingerprint(loaded[0])
+    check_weights(meta, weights, source)
+    return loaded, weights
+
+
+def check_weights(meta: dict, weights: str, source: str):
+    """ValueError if an index has vectors of other weights."""
+    if meta.get("weights", weights) != weights:
+        raise ValueError(
+            f"the index was made with other weights: {meta['weights']}, then of {meta['model']}; "
+            f"{source} has {weights}. Name the right --model, or delete the index and index again")
+
+
+def index(folder, model: str | None = None, out=None, device: str = "auto",
+          quick_gelu: bool | None = None) -> dict:
+    """Embed what is new in a folder of photographs, and forget what is gone.
+
+    model, quick_gelu: as `pretrained.load` takes them; later calls remember both. out: where the
+    index lies (default folder/.miniclip). Stopped or killed, the next call goes on. Returns
+    {"index", "photographs", "embedded", "moved", "removed", "unreadable": [[path, reason], …]}.
+    ValueError for a folder without images, and for an index of other weights or another folder.
+    """
+    root = Path(folder).expanduser().resolve()
+    if not root.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    out = Path(out).expanduser().resolve() if out else root / NAME
+    if root.is_relative_to(out):
+        raise ValueError(f"{out} holds the photographs themselves; name another --out")
+    files, locked = photographs(root, out)
+    if not files:
+        raise ValueError(f"{folder} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})"
+                         + "".join(f"; {path}: {why}" for path, why in locked[:1]))
+    meta = read_index(out)[0] if (out / "index.json").exists() else {}
+    home = ".." if root == out.parent else str(root)  # a folder may move with the index in it
+    if meta.get("root", home) != home:
+        raise ValueError(f"{out} is the index of {meta['root']}; name another --out")
+    source = model or meta.get("model", DEFAULT_MODEL)
+    quick_gelu = meta.get("quick_gelu") if quick_gelu is None else quick_gelu
+    (net, _, transform), weights = load_model(source, meta, device, quick_gelu)
+    if Path(source).expanduser().exists():
+        source = str(Path(source).expanduser().resolve())
+    out.mkdir(exist_ok=True)
+    with open(out / "lock", "w") as lock:
+        try:  # not flock, which the decoding processes would inherit, and keep for a while
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another `miniclip index` is writing to {out}") from None
+        made = (out / "index.json").exists()  # perhaps by another call, while the model loaded
+        meta, rows, _ = read_index(out) if made else (meta, [], None)
+        check_weights(meta, weights, source)
+        for row in rows:  # what is locked now is not gone
+            if any(f"{row['path']}/".startswith(f"{path}/") and row["path"] for path, _ in locked):
+                files[row["path"]] = row["stat"]
+        new, moved, removed = reconcile(rows, files, root)
+        write_text(out / "paths.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        width = net.config.embed_dim
+        write_vectors(out / "vectors.npy", np.empty((0, width), np.float16), len(rows))
+        meta = {"model": source, "weights": weights, "quick_gelu": quick_gelu, "root": home,
+                "width": width}
+        write_text(out / "index.json", json.dumps(meta, indent=2) + "\n")
+        with suppress(OSError):  # a convenience: a search can name its index
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            write_text(cache_folder() / LAST, str(out))
+        failed = embed_new(net, partial(decode_files, root, transform.size),
+                           [(path, files[path]) for path in new], out, len(rows))
+    there = sum(row["path"] is not None for row in rows) + len(new) - len(failed)
+    return {"index": str(out), "photographs": there, "embedded": len(new) - len(failed),
+            "moved": moved, "removed": removed, "unreadable": locked + failed}
+
+
+def write_vectors(path: Path, vectors: np.ndarray, start: int):
+    """Put float16 vectors (n, D) at rows start … of a .npy file, which then ends with them."""
+    header = io.BytesIO()  # NumPy leaves room in it for the number of rows to grow
+    np.lib.format.write_array_header_1_0(header, {
+        "descr": "<f2", "fortran_order": False, "shape": (start + len(vectors), vectors.shape[1])})
+    with open(path, "r+b" if path.exists() else "wb") as file:
+        file.seek(header.tell() + 2 * vectors.shape[1] * start)
+        file.write(vectors.tobytes())
+        file.truncate()
+        file.seek(0)
+        file.write(header.getvalue())  # last, so that it never promises what is not there
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def embed_new(model, decoder, files: list, out: Path, count: int) -> list[list[str]]:
+    """Decode in several processes, embed in batches, append each → [path, reason] of what failed.
+
+    In bfloat16 where that is fast, with PyTorch's own choice of attention: without gradients it is
+    the fastest (train.fast_math has another). count: rows that are there already.
+    """
+    failed, device = [], model.logit_scale.device
+    workers = min(os.cpu_count() or 1, 8) if len(files) > 2 * BATCH else 0  # few need no processes
+    loader = DataLoader(files, BATCH, num_workers=workers, collate_fn=decoder)
+    with tqdm(total=len(files), unit="image", disable=not files, dynamic_ncols=True) as bar:
+        for batch in loader:
+            rows = [row for row, pixels, _ in batch if pixels is not None]
+            failed += [[row["path"], why] for row, pixels, why in batch if pixels is None]
+            if rows:
+                images = np.stack([pixels for _, pixels, _ in batch if pixels is not None])
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device)):
+                    vectors = embed_images(model, images)
+                check_finite(vectors)
+                write_vectors(out / "vectors.npy", vectors.half().numpy(), count)
+                with open(out / "paths.jsonl", "a") as file:
+                    file.write("".join(json.dumps(row) + "\n" for row in rows))
+                count += len(rows)
+            bar.update(len(batch))
+    return failed
+
+
+def find(where=None) -> Path:
+    """The index `where`, or the one in that folder; else the one in this, else the last built."""
+    if where is None:
+        last = cache_folder() / LAST
+        named = last.is_file() and not Path(NAME).is_dir()
+        where = os.fsdecode(last.read_bytes()) if named else "."
+    folder = Path(where).expanduser().resolve()
+    return folder / NAME if (folder / NAME).is_dir() else folder
+
+
+# ------------------------------------------------------------------------------- queries
+
+
+def scan(vectors: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Cosines of all float16 vectors (N, D) with a query (D,), in float32 → (N,).
+
+    On one thread: memory is what limits it, and waking the others for every chunk costs a busy
+    machine more than a free one gains.
+    """
+    scores, buffer = torch.empty(len(vectors)), torch.empty(CHUNK, vectors.shape[1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for i in range(0, len(vectors), CHUNK):
+            part = vectors[i:i + CHUNK]
+            torch.mv(buffer[:len(part)].copy_(part), query, out=scores[i:i + CHUNK])
+    finally:
+        torch.set_num_threads(threads)
+    return scores
+
+
+def nearest(vectors: np.ndarray, query: torch.Tensor, k: int, gone=()) -> list[tuple[float, int]]:
+    """The k best rows of float16 (N, D) for a unit vector (D,) → [(cosine, row), …].
+
+    Every row is looked at. BLAS sums a row in an order that depends on where it stands, so the
+    best hundred are multiplied once more, all in the same order, in float32: equal photographs
+    get equal scores, and stand in the order of their rows. gone: rows to leave out.
+    """
+    vectors = torch.from_numpy(vectors)
+    scores = scan(vectors, query)
+    scores[list(gone)] = -torch.inf
+    best = scores.topk(min(max(k, SHORTLIST), len(scores) - len(gone))).indices.sort().values
+    scores = (vectors[best].float() * query).sum(1)  # (100,)
+    order = scores.argsort(descending=True, stable=True)[:k]
+    return list(zip(scores[order].tolist(), best[order].tolist()))
+
+
+def search(text: str | None = None, image=None, k: int = 9, where=None, model: str | None = None,
+           device: str = "auto") -> list[tuple[float, str]]:
+    """A sentence, or the path of an image → the k nearest photographs, [(cosine, path), …].
+
+    where: the index or its folder (see `find`). model: where the index's model is now, if it was
+    moved. ValueError for a query of both or neither, and for an index of other weights.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
+    if bool(text and text.strip()) == bool(image):
+        raise ValueError("give a sentence or an image to search for, one of the two")
+    folder = find(where)
+    meta, rows, vectors = read_index(folder)
+    gone = [i for i, row in enumerate(rows) if row["path"] is None]
+    if len(gone) == len(rows):
+        raise ValueError(f"{folder} holds no photographs yet; run `miniclip index` again")
+    (net, tokenizer, transform), _ = load_model(
+        model or meta["model"], meta, device, meta["quick_gelu"])
+    query = embed_texts(net, tokenizer, [text]) if text else embed_images(
+        net, read_image(image, transform.size)[None])
+    check_finite(query)
+    root = Path(os.path.normpath(folder / meta["root"]))
+    return [(score, str(root / rows[i]["path"]))
+            for score, i in nearest(vectors, query[0], k, gone)]

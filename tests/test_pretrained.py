@@ -1,0 +1,1066 @@
+"""Weights of others: three namings, every shape, both GELUs, the Hub; what is wrong; and back.
+
+The tensors are random. They are named and converted here by hand, not by pretrained.py's table;
+transformers and open_clip, where they are installed, say what features such weights give.
+"""
+
+import http.server
+import importlib.util
+import io
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from small_data import encoded, noise
+
+import miniclip
+from miniclip import checkpoint, pretrained
+from miniclip.config import MODELS, TINY, ModelConfig, save_config
+from miniclip.data import MEAN, STD, Transform, resize_crop
+from miniclip.model import CLIP
+from miniclip.sources import HubUnreachable
+from miniclip.tokenizer import BYTE_CHARS, BYTE_SYMBOLS, CLIP_MERGES, Tokenizer
+
+ODD = ModelConfig(  # nothing is a power of two, no two numbers are the same
+    embed_dim=20, image_size=35, patch_size=7, vision_width=96, vision_layers=2, vision_heads=3,
+    vocab_size=600, context_length=13, text_width=40, text_layers=3, text_heads=5)
+NARROW = ModelConfig(
+    embed_dim=9, image_size=10, patch_size=5, vision_width=12, vision_layers=1, vision_heads=1,
+    vocab_size=550, context_length=5, text_width=6, text_layers=1, text_heads=3)
+CLIPS = replace(  # heads of 64, as every file without settings has them
+    ODD, vision_width=128, vision_heads=2, text_width=64, text_heads=1)
+TOLERANCE = 1e-5
+REAL_MERGES = os.environ.get("MINICLIP_CLIP_MERGES", "")  # before the fixture hides it
+
+
+@pytest.fixture(autouse=True)
+def no_merges_by_chance(monkeypatch):
+    monkeypatch.delenv("MINICLIP_CLIP_MERGES", raising=False)
+
+
+# ------------------------------------------------------------------------------- weights by hand
+
+
+def hf_tensors(c: ModelConfig, seed=0) -> dict[str, torch.Tensor]:
+    """A state dict as transformers' CLIPModel has it, every number random, and exact in float16."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape, around=0.0, spread=0.1):
+        return torch.empty(shape).normal_(around, spread, generator=generator).half().float()
+
+    patches = (c.image_size // c.patch_size) ** 2
+    tensors = {
+        "logit_scale": random(around=2.0),
+        "vision_model.embeddings.class_embedding": random(c.vision_width),
+        "vision_model.embeddings.patch_embedding.weight": random(
+            c.vision_width, 3, c.patch_size, c.patch_size),
+        "vision_model.embeddings.position_embedding.weight": random(patches + 1, c.vision_width),
+        "text_model.embeddings.token_embedding.weight": random(c.vocab_size, c.text_width),
+        "text_model.embeddings.position_embedding.weight": random(c.context_length, c.text_width),
+        "visual_projection.weight": random(c.embed_dim, c.vision_width),
+        "text_projection.weight": random(c.embed_dim, c.text_width)}
+
+    def norm(name, width):
+        tensors[f"{name}.weight"] = random(width, around=1.0)
+        tensors[f"{name}.bias"] = random(width)
+
+    def linear(name, c_in, c_out):
+        tensors[f"{name}.weight"] = random(c_out, c_in, spread=c_in ** -0.5)
+        tensors[f"{name}.bias"] = random(c_out)
+
+    for name, width in (("vision_model.pre_layrnorm", c.vision_width),
+                        ("vision_model.post_layernorm", c.vision_width),
+                        ("text_model.final_layer_norm", c.text_width)):
+        norm(name, width)
+    for tower, width, layers in (("vision", c.vision_width, c.vision_layers),
+                                 ("text", c.text_width, c.text_layers)):
+        for i in range(layers):
+            block = f"{tower}_model.encoder.layers.{i}."
+            norm(block + "layer_norm1", width)
+            norm(block + "layer_norm2", width)
+            for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                linear(f"{block}self_attn.{part}", width, width)
+            linear(block + "mlp.fc1", width, 4 * width)
+            linear(block + "mlp.fc2", 4 * width, width)
+    return tensors
+
+
+def openai_tensors(hf: dict) -> dict[str, torch.Tensor]:
+    """The same in OpenAI's naming, which is that of open_clip's CLIP."""
+    out = {"logit_scale": hf["logit_scale"],
+           "visual.class_embedding": hf["vision_model.embeddings.class_embedding"],
+           "visual.conv1.weight": hf["vision_model.embeddings.patch_embedding.weight"],
+           "visual.positional_embedding": hf["vision_model.embeddings.position_embedding.weight"],
+           "visual.proj": hf["visual_projection.weight"].T.contiguous(),
+           "token_embedding.weight": hf["text_model.embeddings.token_embedding.weight"],
+           "positional_embedding": hf["text_model.embeddings.position_embedding.weight"],
+           "text_projection": hf["text_projection.weight"].T.contiguous()}
+    for kind in ("weight", "bias"):
+        out[f"visual.ln_pre.{kind}"] = hf[f"vision_model.pre_layrnorm.{kind}"]
+        out[f"visual.ln_post.{kind}"] = hf[f"vision_model.post_layernorm.{kind}"]
+        out[f"ln_final.{kind}"] = hf[f"text_model.final_layer_norm.{kind}"]
+        for theirs, ours in (("vision_model", "visual."), ("text_model", "")):
+            for i in range(100):
+                old, new = f"{theirs}.encoder.layers.{i}.", f"{ours}transformer.resblocks.{i}."
+                if f"{old}mlp.fc1.bias" not in hf:
+                    break
+                out[f"{new}attn.in_proj_{kind}"] = torch.cat([
+                    hf[f"{old}self_attn.{x}_proj.{kind}"] for x in "qkv"])
+                out[f"{new}attn.out_proj.{kind}"] = hf[f"{old}self_attn.out_proj.{kind}"]
+                out[f"{new}ln_1.{kind}"] = hf[f"{old}layer_norm1.{kind}"]
+                out[f"{new}ln_2.{kind}"] = hf[f"{old}layer_norm2.{kind}"]
+                out[f"{new}mlp.c_fc.{kind}"] = hf[f"{old}mlp.fc1.{kind}"]
+                out[f"{new}mlp.c_proj.{kind}"] = hf[f"{old}mlp.fc2.{kind}"]
+    return out
+
+
+def half(tensors: dict) -> dict:
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+def write_openai(file: Path, hf: dict):
+    """As OpenAI's archives give it: half precision, three numbers besides."""
+    numbers = {name: torch.tensor(7) for name in (
+        "input_resolution", "context_length", "vocab_size")}
+    torch.save(half(openai_tensors(hf)) | numbers, file)
+
+
+def write_open_clip(file: Path, hf: dict):
+    """As open_clip's CLIP."""
+    save_file(openai_tensors(hf), file)
+
+
+def write_open_clip_training(file: Path, hf: dict):
+    """A checkpoint of open_clip's training, on several GPUs, of a CustomTextCLIP."""
+    tensors = openai_tensors(hf)
+    tensors = {name if name.startswith("visual.") or name == "logit_scale" else f"text.{name}":
+               torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
+    tensors["text.attn_mask"] = torch.full((3, 3), -torch.inf)
+    torch.save({"epoch": 3, "name": "run", "optimizer": {"state": {0: torch.ones(2)}},
+                "state_dict": {f"module.{name}": t for name, t in tensors.items()}}, file)
+
+
+def write_hf(file: Path, hf: dict):
+    save_file(hf, file, {"format": "pt"})
+
+
+def write_old_hf(file: Path, hf: dict):
+    """As transformers wrote it for years: a pickle, with two counters."""
+    torch.save(hf | {f"{tower}_model.embeddings.position_ids": torch.arange(5)[None]
+                     for tower in ("vision", "text")}, file)
+
+
+WRITERS = {"weights.pt": write_openai, "open_clip_model.safetensors": write_open_clip,
+           "epoch_3.pt": write_open_clip_training, "model.safetensors": write_hf,
+           "pytorch_model.bin": write_old_hf}
+
+
+def hf_config(c: ModelConfig) -> dict:
+    """What transformers saves as config.json; of its defaults some are left out, as it does."""
+    act = {"hidden_act": "quick_gelu" if c.quick_gelu else "gelu"}
+    return {
+        "model_type": "clip", "projection_dim": c.embed_dim,
+        "vision_config": act | {
+            "hidden_size": c.vision_width, "intermediate_size": 4 * c.vision_width,
+            "num_hidden_layers": c.vision_layers, "num_attention_heads": c.vision_heads,
+            "image_size": c.image_size, "patch_size": c.patch_size},
+        "text_config": act | {
+            "hidden_size": c.text_width, "intermediate_size": 4 * c.text_width,
+            "num_hidden_layers": c.text_layers, "num_attention_heads": c.text_heads,
+            "vocab_size": c.vocab_size, "max_position_embeddings": c.context_length,
+            "bos_token_id": c.vocab_size - 2, "eos_token_id": c.vocab_size - 1,
+            "pad_token_id": 0}}
+
+
+def write_merges(folder: Path, count: int):
+    """Merges of single characters: a vocabulary of 514 + count."""
+    pairs = (f"{a} {b}" for a in BYTE_CHARS for b in BYTE_SYMBOLS)
+    lines = [next(pairs) for _ in range(count)]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]), "utf-8")
+
+
+def write_folder(folder: Path, c: ModelConfig, file="model.safetensors", config=True, tensors=None):
+    """Weights, settings and merges → the weights file."""
+    folder.mkdir(exist_ok=True)
+    WRITERS[file](folder / file, tensors or hf_tensors(c))
+    if config:
+        (folder / "config.json").write_text(json.dumps(hf_config(c)))
+    write_merges(folder, c.vocab_size - 514)
+    return folder / file
+
+
+def inputs(c: ModelConfig, n=3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels, and texts of every length."""
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randn(n, 3, c.image_size, c.image_size, generator=generator)
+    tokens = torch.zeros(n, c.context_length, dtype=torch.int64)
+    for row, length in zip(tokens, torch.linspace(3, c.context_length, n).long().tolist()):
+        row[:length] = torch.randint(1, c.vocab_size - 2, (length,), generator=generator)
+        row[0], row[length - 1] = c.vocab_size - 2, c.vocab_size - 1
+    return pixels, tokens
+
+
+@torch.no_grad()
+def outputs(model: CLIP, pixels, tokens) -> dict[str, torch.Tensor]:
+    images, texts, scale = model(pixels, tokens)
+    return {"image": model.encode_image(pixels), "text": model.encode_text(tokens),
+            "logits": scale * images @ texts.T}
+
+
+@torch.no_grad()
+def theirs(c: ModelConfig, tensors: dict, pixels, tokens) -> dict[str, torch.Tensor]:
+    """What transformers makes of the same weights."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed here")
+    with torch.device("meta"):  # its own random numbers would take longest of all
+        model = transformers.CLIPModel(transformers.CLIPConfig(**hf_config(c))).eval()
+    model.load_state_dict(tensors, strict=True, assign=True)
+    for tower in (model.vision_model, model.text_model):
+        places = tower.embeddings.position_ids
+        tower.embeddings.position_ids = torch.arange(places.shape[1])[None]
+    return {
+        "image": model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output),
+        "text": model.text_projection(model.text_model(input_ids=tokens).pooler_output),
+        "logits": model(input_ids=tokens, pixel_values=pixels).logits_per_image}
+
+
+def check_same(found: dict, expected: dict, tolerance=TOLERANCE):
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype == torch.float32
+        error = ((found[name] - value).abs().max() / value.abs().max()).item()
+        assert error <= tolerance, f"{name}: {error:.2e}"
+
+
+def write_run(folder: Path, c: ModelConfig) -> Path:
+    """A run as training leaves it."""
+    folder.mkdir()
+    write_merges(folder, c.vocab_size - 514)
+    lines = (folder / "merges.txt").read_text("utf-8").splitlines()[1:]
+    (folder / "merges.txt").unlink()
+    Tokenizer(lines, c.context_length).save(folder / "tokenizer.json")
+    model = CLIP(c).init_weights(torch.Generator().manual_seed(3))
+    with torch.no_grad():  # gains of 1 and biases of 0 would hide what is mixed up
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    checkpoint.save_weights(model, folder)
+    save_config(c, folder / "config.json")
+    return folder
+
+
+# ------------------------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize("file", WRITERS)
+@pytest.mark.parametrize("shape", [ODD, NARROW, CLIPS], ids=["odd", "narrow", "clips"])
+def test_every_naming_gives_transformers_features(tmp_path, shape, file, quick_gelu):
+    shape = replace(shape, quick_gelu=quick_gelu)
+    model, tokenizer, transform = miniclip.load(write_folder(tmp_path, shape, file))
+    assert model.config == shape and not model.training and transform == Transform(shape.image_size)
+    assert tokenizer(["a"]).shape == (1, shape.context_length)
+    assert all(p.dtype == torch.float32 and p.is_contiguous() for p in model.parameters())
+    pixels, tokens = inputs(shape)
+    expected = theirs(shape, hf_tensors(shape), pixels, tokens)
+    check_same(outputs(model, pixels, tokens), expected)
+
+
+@pytest.mark.parametrize("name, layers, file", [
+    ("ViT-B/32", 12, "weights.pt"), ("ViT-B/16", 2, "model.safetensors"),
+    ("ViT-L/14", 2, "epoch_3.pt"), ("ViT-L/14@336px", 2, "pytorch_model.bin")])
+def test_the_published_shapes(tmp_path, name, layers, file):
+    """Without settings: size, depth and heads come from the tensors."""
+    shape = replace(MODELS[name], vision_layers=layers, text_layers=layers)
+    tensors = hf_tensors(shape)
+    path = write_folder(tmp_path, shape, file, config=False, tensors=tensors)
+    model, tokenizer, transform = miniclip.load(path, quick_gelu=True)
+    path.unlink()
+    assert model.config == shape and transform.size == MODELS[name].image_size
+    assert tokenizer.vocab_size == 49408 and tokenizer(["a dog"]).shape == (1, 77)
+    pixels, tokens = inputs(shape, 2)
+    check_same(outputs(model, pixels, tokens), theirs(shape, tensors, pixels, tokens))
+
+
+def test_the_tolerance_tells_the_two_gelus_apart(tmp_path):
+    """A test of the tests: the wrong GELU, or wrong heads, are far beyond it."""
+    pixels, tokens = inputs(CLIPS)
+    file = write_folder(tmp_path, CLIPS, config=False)
+    right, wrong = (outputs(miniclip.load(file, quick_gelu=quick)[0], pixels, tokens)
+                    for quick in (True, False))
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(replace(CLIPS, text_heads=2))))
+    heads = outputs(miniclip.load(file)[0], pixels, tokens)
+    for name in right:
+        assert (right[name] - wrong[name]).abs().max() > 100 * TOLERANCE * right[name].abs().max()
+    assert (right["text"] - heads["text"]).abs().max() > 0.01 and (
+        right["image"] == heads["image"]).all()
+
+
+def test_the_namings_side_by_side():
+    """The table reaches every tensor, and is the namings of transformers and open_clip."""
+    with torch.device("meta"):
+        ours = CLIP(ODD).state_dict()
+    for column, expected in ((pretrained.HF, hf_tensors(ODD)),
+                             (pretrained.OPENAI, openai_tensors(hf_tensors(ODD)))):
+        found = [part for name, t in ours.items() for part in (
+            pretrained.theirs(name, t, column).items())]
+        assert len(found) == len(expected)
+        assert {n: t.shape for n, t in found} == {n: t.shape for n, t in expected.items()}
+
+
+OPEN_CLIP = """
+import sys
+from unittest.mock import MagicMock
+import torch
+sys.modules["transformers"] = None  # not needed either
+for name in ("torchvision", "torchvision.ops", "torchvision.ops.misc", "torchvision.transforms",
+             "torchvision.transforms.functional", "torchvision.datasets"):  # imported, not needed
+    sys.modules[name] = MagicMock(__path__=[])
+sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = torch.nn.Identity
+import open_clip
+from open_clip import factory, model as models
+from open_clip.factory import load_checkpoint
+
+def features(model, pixels, tokens):
+    model.eval()
+    with torch.no_grad():
+        images, texts = model.encode_image(pixels, True), model.encode_text(tokens, True)
+        return {"image": model.encode_image(pixels), "text": model.encode_text(tokens),
+                "logits": model.logit_scale.exp() * images @ texts.T}
+
+given = torch.load(sys.argv[1])
+done = {}
+for name, cls in (("CLIP", models.CLIP), ("CustomTextCLIP", models.CustomTextCLIP)):
+    torch.manual_seed(1)
+    model = cls(given["embed_dim"], given["vision"], given["text"], given["quick_gelu"])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape))
+    done[name] = features(model, given["pixels"], given["tokens"])
+    torch.save(model.state_dict(), f"{sys.argv[1]}.{name}.pt")
+exported = open_clip.create_model("local-dir:" + given["exported"])
+done["exported"] = features(exported, given["pixels"], given["tokens"])
+torch.save(done, sys.argv[1] + ".done")
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("open_clip"),
+                    reason="open_clip is not installed here")
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_open_clips_own_modules(tmp_path, quick_gelu):
+    """Weights that open_clip made, and ours that open_clip loads; in a process of its own."""
+    shape = replace(ODD, quick_gelu=quick_gelu)
+    pixels, tokens = inputs(shape)
+    run = write_run(tmp_path / "run", shape)
+    torch.save({
+        "embed_dim": shape.embed_dim, "quick_gelu": quick_gelu, "pixels": pixels, "tokens": tokens,
+        "exported": str(pretrained.export(str(run), str(tmp_path / "to"), "open_clip")),
+        "vision": {"image_size": 35, "patch_size": 7, "width": 96, "layers": 2, "head_width": 32},
+        "text": {"context_length": 13, "vocab_size": 600, "width": 40, "layers": 3, "heads": 5},
+    }, tmp_path / "given")
+    done = subprocess.run([sys.executable, "-c", OPEN_CLIP, str(tmp_path / "given")],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = torch.load(tmp_path / "given.done")
+    check_same(outputs(miniclip.load(run)[0], pixels, tokens), done["exported"])
+    write_merges(tmp_path, shape.vocab_size - 514)
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(shape)))
+    for name in ("CLIP", "CustomTextCLIP"):
+        model = miniclip.load(tmp_path / f"given.{name}.pt")[0]
+        check_same(outputs(model, pixels, tokens), done[name])
+
+
+# ------------------------------------------------------------------------------- what isn't tensors
+
+
+def open_clip_config(c: ModelConfig, **others) -> dict:
+    return {"model_cfg": {
+        "embed_dim": c.embed_dim, "quick_gelu": c.quick_gelu,
+        "vision_cfg": {"image_size": c.image_size, "patch_size": c.patch_size,
+                       "width": c.vision_width, "layers": c.vision_layers,
+                       "head_width": c.vision_width // c.vision_heads},
+        "text_cfg": {"context_length": c.context_length, "vocab_size": c.vocab_size,
+                     "width": c.text_width, "layers": c.text_layers,
+                     "heads": c.text_heads} | others},
+        "preprocess_cfg": {"mean": list(MEAN), "std": list(STD), "interpolation": "bicubic"}}
+
+
+def test_who_says_which_gelu(tmp_path, capsys, monkeypatch):
+    """The argument, before what is known of Hub ids, before the settings; else a notice."""
+    file = write_folder(tmp_path / "me", replace(CLIPS, quick_gelu=False))
+
+    def gelu(source=file, **options):
+        return miniclip.load(source, **options)[0].config.quick_gelu
+
+    assert gelu() is False and gelu(quick_gelu=True) is True
+    (tmp_path / "me/config.json").write_text(json.dumps(hf_config(CLIPS)))
+    assert gelu() is True and gelu(quick_gelu=False) is False
+    (tmp_path / "me/open_clip_config.json").write_text(
+        json.dumps(open_clip_config(replace(CLIPS, quick_gelu=False))))
+    assert gelu() is True  # Hugging Face's are the settings of Hugging Face's naming
+    (tmp_path / "me/config.json").unlink()
+    assert gelu() is False
+    (tmp_path / "me/open_clip_config.json").write_text(json.dumps(open_clip_config(CLIPS)))
+    assert gelu() is True and capsys.readouterr().err == ""
+    (tmp_path / "me/open_clip_config.json").unlink()
+    assert gelu(quick_gelu=True) is True and capsys.readouterr().err == ""
+    assert gelu() is False
+    notice = capsys.readouterr().err
+    assert notice.startswith(f"{file}: nothing says which GELU") and notice.count("\n") == 1
+    for name, known in pretrained.QUICK_GELU.items():
+        monkeypatch.setattr(pretrained, "fetch", lambda name: file)
+        assert gelu(name) is known is name.startswith("openai/")
+        assert gelu(name, quick_gelu=not known) is not known
+    assert capsys.readouterr().err == ""
+
+
+def test_settings_that_leave_defaults_out(tmp_path):
+    """transformers writes only what differs from 12 heads of 768, 8 of 512, and quick_gelu."""
+    shape = replace(ODD, vision_width=768, vision_heads=12, text_width=512, text_heads=8)
+    file = write_folder(tmp_path, shape, config=False)
+    for config in ({"vision_config": {}, "text_config": {}},
+                   {"vision_config": None, "text_config": None},
+                   {"vision_config": {"num_attention_heads": 3}, "text_config": {},
+                    "vision_config_dict": {"num_attention_heads": 12}, "text_config_dict": {}}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert miniclip.load(file)[0].config == shape
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(
+        {"model_cfg": {"vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": "x"}}}))
+    assert miniclip.load(file)[0].config == replace(shape, quick_gelu=False)
+
+
+def test_a_folder_of_others_is_no_run(tmp_path):
+    write_folder(tmp_path, ODD)
+    (tmp_path / "tokenizer.json").write_text("{}")  # which Hugging Face's folders hold too
+    assert miniclip.load(tmp_path)[0].config == miniclip.load(str(tmp_path))[0].config == ODD
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds none of model.safetensors, pytorch_model.bin, .*"
+                       "several files are not read.*; found: config.json, merges.txt, model-0000"):
+        miniclip.load(tmp_path)
+
+
+@pytest.mark.parametrize("file, settings, words", [
+    ("config.json", {"vision_config": {"hidden_act": "gelu"}, "text_config": {}},
+     r"\('gelu', 1e-05\), \('quick_gelu', 1e-05\)"),
+    ("config.json", {"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act":
+     "relu"}}, "hidden_act, layer_norm_eps.*relu"),
+    ("config.json", {"vision_config": {"layer_norm_eps": 1e-6}, "text_config": {}}, "1e-06"),
+    ("config.json", {"vision_config": 7, "text_config": {}}, "AttributeError"),
+    ("config.json", {"vision_config": {}}, "KeyError, 'text_config'"),
+    ("config.json", {"vision_config": {"num_attention_heads": 0}, "text_config": {}}, "ZeroDiv"),
+    ("config.json", {"vision_config": {"hidden_size": "wide"}, "text_config": {}}, "TypeError"),
+    ("config.json", "{", "JSONDecodeError"),
+    ("open_clip_config.json", open_clip_config(CLIPS, no_causal_mask=True), "no_causal_mask"),
+    ("open_clip_config.json", {"model_cfg": {}}, "KeyError, 'vision_cfg'"),
+    ("open_clip_config.json", open_clip_config(CLIPS) | {"preprocess_cfg": {
+        "mean": [0.5] * 3, "resize_mode": "squash"}}, "unknown here: mean, resize_mode"),
+    ("preprocessor_config.json", {"image_std": [0.5] * 3}, "unknown here: image_std"),
+    ("preprocessor_config.json", {"resample": 2}, "unknown here: resample"),
+])
+def test_settings_of_what_this_model_is_not(tmp_path, file, settings, words):
+    source = write_folder(tmp_path, CLIPS, config=False)
+    (tmp_path / file).write_text(settings if isinstance(settings, str) else json.dumps(settings))
+    with pytest.raises(ValueError, match=f"config.json or .* is not of a model .*{words}") as error:
+        miniclip.load(source, quick_gelu=True)
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------- wrong weights
+
+
+def refusal(file: Path, **options) -> str:
+    """The one line of a refusal, which begins with what was asked for."""
+    with pytest.raises(ValueError) as error:
+        miniclip.load(file, **({"quick_gelu": True} | options))
+    text = str(error.value)
+    assert text.startswith(f"{file}: ") and "\n" not in text and len(text) < 700
+    return text
+
+
+def changed(c, **changes) -> dict:
+    """hf_tensors with some taken out (None) or others in their place."""
+    tensors = hf_tensors(c) | {name.replace("__", "."): t for name, t in changes.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+BLOCK = "vision_model__encoder__layers__1__"
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({BLOCK + "mlp__fc1__bias": None}, "missing: vision_model.encoder.layers.1.mlp.fc1.bias"),
+    ({BLOCK + "self_attn__k_proj__weight": None}, "missing: .*layers.1.self_attn.k_proj.weight$"),
+    ({"logit_scale": None}, "missing: logit_scale"),
+    ({"visual_projection__weight": None}, "missing: visual_projection.weight"),
+    ({"vision_model__embeddings__class_embedding": None, "text_projection__weight": None},
+     "missing: vision_model.embeddings.class_embedding"),
+    ({"logit_bias": torch.ones(())}, "whole CLIP; left over: logit_bias$"),
+    ({f"extra{i}": torch.ones(1) for i in range(9)},
+     "left over: extra0, extra1, extra2, extra3 and 5 more"),
+    ({BLOCK + "ls1__gamma": torch.ones(3)}, "left over: vision_model.encoder.layers.1.ls1.gamma"),
+    ({"vision_model__encoder__layers__3__mlp__fc1__bias": torch.ones(3)},
+     "missing: .*layers.2.* and 12 more; left over: .*layers.3.mlp.fc1.bias"),
+    ({BLOCK + "mlp__fc1__bias": torch.ones(99)}, r"shape: .*mlp.fc1.bias \(99,\), not \(512,\)"),
+    ({BLOCK + "self_attn__q_proj__weight": torch.ones(256, 64)},
+     r"wrong shape: .*q_proj.weight \(256, 64\), not \(128, 128\)"),
+    ({"visual_projection__weight": torch.ones(20, 120)}, r"\(20, 120\), not \(20, 128\)"),
+    ({"text_projection__weight": torch.ones(64, 20)}, r"\(64, 20\), not \(20, 64\)"),
+    ({"logit_scale": torch.ones(1)}, r"logit_scale \(1,\), not \(\)$"),
+    ({"vision_model__embeddings__position_embedding__weight": torch.ones(25, 128)},
+     r"wrong shape: .*position_embedding.weight \(25, 128\), not \(17, 128\)"),
+    ({"vision_model__embeddings__position_embedding__weight": torch.ones(1, 128)}, "image_size"),
+    ({"vision_model__embeddings__patch_embedding__weight": torch.ones(128, 3, 7, 9)},
+     r"\(128, 3, 7, 9\), not \(128, 3, 9, 9\)"),
+    ({"vision_model__embeddings__patch_embedding__weight": torch.ones(())}, "image_size is 0"),
+    ({"vision_model__embeddings__class_embedding": torch.ones(1, 1, 128)}, "is 1 wide"),
+    ({"text_model__embeddings__position_embedding__weight": torch.ones(2, 64)},
+     "context_length is 2"),
+    ({"text_model__embeddings__token_embedding__weight": torch.ones(99, 64)},
+     "merges.txt makes 600 tokens, but the weights have 99"),
+    ({"logit_scale": torch.ones((), dtype=torch.int8)}, r"logit_scale \(torch.int8"),
+    ({"logit_scale": torch.ones((), dtype=torch.complex64)}, r"logit_scale \(torch.complex64"),
+    ({"module__logit_scale": torch.ones(())}, "two tensors of one name"),
+])
+def test_tensors_that_are_not_one_whole_clip(tmp_path, changes, words):
+    file = write_folder(tmp_path, CLIPS, config=False, tensors=changed(CLIPS, **changes))
+    text = refusal(file)
+    assert re.search(words, text), text
+
+
+@pytest.mark.parametrize("write, words", [
+    (lambda file: save_file({"conv.weight": torch.ones(2)}, file), "no CLIP in .*: conv.weight"),
+    (lambda file: save_file({}, file), "no CLIP in .*found: nothing"),
+    (lambda file: file.write_bytes(b""), "damaged"),
+    (lambda file: file.write_bytes(b"a text file, no weights at all"), "damaged"),
+    (lambda file: file.write_bytes(file.read_bytes()[:-100]), "damaged"),
+    (lambda file: file.write_bytes(file.read_bytes()[:100]), "damaged"),
+])
+def test_files_that_are_no_weights(tmp_path, write, words):
+    file = write_folder(tmp_path, CLIPS)
+    write(file)
+    assert re.search(words, refusal(file))
+
+
+class Evil:
+    """Unpickled without care, this makes a file."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+@pytest.mark.parametrize("write, words", [
+    (lambda file: file.write_bytes(b""), "damaged"),
+    (lambda file: file.write_bytes(b"not weights"), "damaged"),
+    (lambda file: file.write_bytes(file.read_bytes()[:5000]), "damaged"),
+    (lambda file: file.write_bytes(file.read_bytes()[:-500]), "damaged"),
+    (lambda file: torch.save({"a": Evil(file.with_name("ran"))}, file), "more than tensors"),
+    (lambda file: file.write_bytes(pickle.dumps(Evil(file.with_name("ran")))), "damaged"),
+    (lambda file: torch.save(torch.nn.Linear(2, 2), file), "more than tensors"),
+    (lambda file: torch.save(torch.ones(3), file), "a Tensor in place of tensors and their names"),
+    (lambda file: torch.save([torch.ones(3)], file), "a list in place of tensors"),
+    (lambda file: torch.save({"epoch": 3}, file), "no CLIP in .*found: nothing"),
+    (lambda file: torch.save({3: torch.ones(3)}, file), "no CLIP in .*found: 3"),
+])
+def test_pickles_that_are_no_weights(tmp_path, write, words):
+    file = write_folder(tmp_path, CLIPS, "weights.pt")
+    write(file)
+    text = refusal(file)
+    assert re.search(words, text), text
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_torchscript_archive_is_refused_and_converted(tmp_path):
+    """OpenAI publishes such archives; the line says how to take the weights out."""
+    class Holder(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    holder = Holder()
+    for name, tensor in openai_tensors(hf_tensors(CLIPS)).items():
+        *path, last = name.split(".")
+        module = holder
+        for part in path:
+            if not hasattr(module, part):
+                module.add_module(part, Holder())
+            module = getattr(module, part)
+        module.register_buffer(last, tensor)
+    file = write_folder(tmp_path, CLIPS, "weights.pt", config=False)
+    torch.jit.script(holder).save(str(file))
+    text = refusal(file)
+    assert "a TorchScript archive holds code; if you trust it, convert it: " in text
+    command = text.split("convert it: ")[1]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", f"import torch; {command}"],
+                   cwd=tmp_path, check=True)
+    pixels, tokens = inputs(CLIPS)
+    other = write_folder(tmp_path / "hf", CLIPS)
+    check_same(outputs(miniclip.load(tmp_path / "new.pt", quick_gelu=True)[0], pixels, tokens),
+               outputs(miniclip.load(other)[0], pixels, tokens))
+
+
+def test_a_runs_weights_are_loaded_by_their_folder(tmp_path):
+    run = write_run(tmp_path / "run", CLIPS)
+    assert miniclip.load(run)[0].config == CLIPS
+    assert "no CLIP in OpenAI's, open_clip's or Hugging Face's naming (of a run, name the " in (
+        refusal(run / "model.safetensors"))
+    with pytest.raises(ValueError, match="a run says itself which GELU it has; leave out quick_ge"):
+        miniclip.load(run, quick_gelu=True)
+
+
+def test_heads_that_cant_be_told(tmp_path):
+    file = write_folder(tmp_path, ODD, config=False)
+    assert "the vision tower is 96 wide, no multiple of 64, a head's width; put the model's " \
+        "config.json or open_clip_config.json beside it" in refusal(file)
+    for shape in (ODD, replace(ODD, vision_heads=6)):
+        (tmp_path / "config.json").write_text(json.dumps(hf_config(shape)))
+        assert miniclip.load(file)[0].config == shape
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(replace(ODD, text_width=60))))
+    assert "the text tower is 40 wide, no multiple of 12" in refusal(file)
+    config = hf_config(ODD)
+    config["vision_config"]["num_attention_heads"] = 1000
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "96 wide, no multiple of 0" in refusal(file)
+
+
+@pytest.mark.parametrize("source", [
+    "/no/such/run", "no such", "./nothing.pt", "me/model.safetensors", "me/model.pt", "me/a.bin",
+    "a/b/c", "https://a.b/c"])
+def test_nothing_of_that_name(source):
+    with pytest.raises(ValueError, match="no such run folder or weights file, and no Hub id") as e:
+        miniclip.load(source)
+    assert str(e.value).startswith(source)
+
+
+# ------------------------------------------------------------------------------- texts
+
+
+def test_merges_beside_the_file_then_in_the_environment(tmp_path, monkeypatch):
+    file = write_folder(tmp_path / "me", ODD)
+    merges = tmp_path / "me/merges.txt"
+    found = merges.read_text("utf-8")
+    merges.unlink()
+    assert "the tokenizer needs CLIP's merges: put merges.txt, as the Hub has it in openai/clip-" \
+        "vit-base-patch32, beside it, or name it in MINICLIP_CLIP_MERGES" in refusal(file)
+    monkeypatch.setenv("MINICLIP_CLIP_MERGES", str(tmp_path / "gone"))
+    assert "needs CLIP's merges" in refusal(file)
+    (tmp_path / "named").write_text(found, "utf-8")
+    monkeypatch.setenv("MINICLIP_CLIP_MERGES", str(tmp_path / "named"))
+    assert miniclip.load(file)[1].vocab_size == ODD.vocab_size
+    (tmp_path / "named").write_text("#version: 0.2\n! !\n")
+    assert "named makes 515 tokens, but the weights have 600" in refusal(file)
+    merges.write_text(found, "utf-8")  # what lies beside the file comes first
+    assert miniclip.load(file)[1].vocab_size == ODD.vocab_size
+    merges.write_text("#version: 0.2\nno merge at all\n")
+    assert "merge 1 is 'no merge at all'" in refusal(file)
+
+
+def test_clips_own_tokenizer(tmp_path, monkeypatch):
+    """49,408 tokens, 77 to a text; from either file; shorter texts if the weights are of such."""
+    shape = replace(CLIPS, vocab_size=49408, context_length=77)
+    file = write_folder(tmp_path, shape)
+    tokenizer = miniclip.load(file)[1]
+    assert tokenizer.vocab_size == 514 + CLIP_MERGES and tokenizer.end_id == 49407
+    tokens = tokenizer(["a", "word " * 100])
+    assert tokens.shape == (2, 77) and tokens[1, -1] == 49407 and tokens[0, 0] == 49406
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    assert "merges.txt: expected a header line with '#version' and 48,894 merges" in refusal(file)
+    short = write_folder(tmp_path / "short", replace(shape, context_length=9))
+    assert miniclip.load(short)[1](["word " * 100]).shape == (1, 9)
+
+
+def test_golden_ids_through_load(tmp_path, monkeypatch):
+    """OpenAI's ids, from OpenAI's merges, beside a model of OpenAI's naming."""
+    merges = Path(REAL_MERGES)
+    golden = merges.with_name("golden.json")
+    if not REAL_MERGES or not golden.is_file():
+        pytest.skip("CLIP's merges are not here: set MINICLIP_CLIP_MERGES to openai/CLIP's .gz")
+    file = write_folder(
+        tmp_path, replace(CLIPS, vocab_size=49408, context_length=77), "weights.pt")
+    (tmp_path / "merges.txt").unlink()
+    monkeypatch.setenv("MINICLIP_CLIP_MERGES", REAL_MERGES)
+    by_name = miniclip.load(file)[1]
+    monkeypatch.delenv("MINICLIP_CLIP_MERGES")
+    (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_bytes(merges.read_bytes())
+    beside = miniclip.load(file)[1]
+    golden = json.loads(golden.read_text("utf-8"))
+    texts, ids = zip(*(golden.items() if isinstance(golden, dict) else (
+        (row["text"], row["ids"]) for row in golden)))
+    assert by_name(list(texts)).tolist() == beside(list(texts)).tolist() == list(map(list, ids))
+
+
+def test_parameters_are_tensors_too(tmp_path):
+    """torch.save(dict(model.named_parameters())), of which many a file is made."""
+    tensors = hf_tensors(CLIPS)
+    parameters = {name: torch.nn.Parameter(t) for name, t in tensors.items()}
+    write_folder(tmp_path, CLIPS, config=False, tensors=tensors)
+    torch.save(parameters, tmp_path / "pytorch_model.bin")
+    models = [miniclip.load(tmp_path / name, quick_gelu=False)[0]
+              for name in ("model.safetensors", "pytorch_model.bin")]
+    check_same(*(outputs(model, *inputs(CLIPS)) for model in models), 0)
+
+
+def test_tensors_of_odd_kinds(tmp_path):
+    write_merges(tmp_path, 86)
+    for odd in (torch.ones((), device="meta"), torch.ones(3).to_sparse()):
+        torch.save(hf_tensors(CLIPS) | {"logit_scale": odd}, tmp_path / "a.pt")
+        assert "plain floating-point tensors, but not logit_scale" in refusal(tmp_path / "a.pt")
+
+
+def test_a_folder_of_weights_and_merges(tmp_path):
+    """Without settings it is still no run."""
+    write_folder(tmp_path, CLIPS, config=False)
+    assert miniclip.load(tmp_path, quick_gelu=True)[0].config == replace(CLIPS, quick_gelu=True)
+
+
+def test_merges_that_are_cut_off(tmp_path):
+    write_folder(tmp_path, CLIPS, config=False)
+    (tmp_path / "merges.txt").write_bytes(b"\x1f\x8b\x08\x00cut")
+    assert "refused" not in refusal(tmp_path)
+
+
+# ------------------------------------------------------------------------------- the Hub
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def serve(files: dict[str, bytes], monkeypatch, broken=()):
+    """A Hub on this machine with one model, me/clip → the list of what was asked."""
+    asked = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self, body=True):
+            asked.append(f"{self.command} {self.path.partition('?')[0]}")
+            name = self.path.partition("?")[0].rpartition("/")[2]
+            status, content = 200, files.get(name)
+            if self.path.startswith("/api/models/me/clip"):
+                content = json.dumps({"id": "me/clip", "sha": COMMIT, "siblings": [
+                    {"rfilename": file} for file in files]}).encode()
+            elif not self.path.startswith("/me/clip/resolve/") or content is None:
+                status, content = 404, b"{}"
+            if name in broken:
+                status, content = (503 if "/api/" in self.path else 403), b"{}"
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{name}"')
+            if status == 404:
+                self.send_header("X-Error-Code", "EntryNotFound" if "/me/clip/" in self.path
+                                 else "RepoNotFound")
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def do_HEAD(self):
+            self.do_GET(body=False)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    with monkeypatch.context() as patch:
+        address = f"http://127.0.0.1:{server.server_port}"
+        patch.setattr(constants, "ENDPOINT", address)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                      address + "/{repo_id}/resolve/{revision}/{filename}")
+        try:
+            yield asked
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of the Hub, for one test."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def hub_files(folder: Path, file="model.safetensors", config=True) -> dict[str, bytes]:
+    write_folder(folder, CLIPS, file, config)
+    return {p.name: p.read_bytes() for p in folder.iterdir()} | {"README.md": b"# me"}
+
+
+def test_a_model_of_the_hub(folder, hub_cache, monkeypatch):
+    """Fetched once, with what lies beside it; asked for again, it is not fetched again."""
+    files = hub_files(folder) | {"pytorch_model.bin": b"not asked for", "tf_model.h5": b""}
+    with serve(files, monkeypatch) as asked:
+        model, tokenizer, transform = miniclip.load("me/clip")
+        assert model.config == CLIPS and transform.size == 35 and tokenizer.vocab_size == 600
+        fetched = [path.rpartition("/")[2] for path in asked if path.startswith("GET /me")]
+        assert sorted(fetched) == ["config.json", "merges.txt", "model.safetensors"]
+        assert fetched[-1] == "model.safetensors"  # whose presence tells that all the rest is there
+        asked.clear()
+        again = miniclip.load("me/clip", quick_gelu=False)[0]
+        assert again.config == replace(CLIPS, quick_gelu=False)
+        assert not [path for path in asked if path.startswith("GET /me")]
+    pixels, tokens = inputs(CLIPS)
+    offline = miniclip.load("me/clip")[0]  # the endpoint is the closed port of conftest.py again
+    check_same(outputs(offline, pixels, tokens), outputs(model, pixels, tokens), 0)
+
+
+@pytest.mark.parametrize("names, chosen", [
+    (["pytorch_model.bin", "open_clip_model.safetensors"], "pytorch_model.bin"),
+    (["open_clip_pytorch_model.bin", "open_clip_model.safetensors"], "open_clip_model.safetensors"),
+    (["open_clip_pytorch_model.bin"], "open_clip_pytorch_model.bin")])
+def test_which_file_of_the_hub(folder, hub_cache, monkeypatch, names, chosen):
+    writers = WRITERS | {"open_clip_pytorch_model.bin": write_openai}
+    monkeypatch.setattr(sys.modules[__name__], "WRITERS", writers)
+    files = hub_files(folder, chosen)
+    with serve(dict.fromkeys(names, b"") | files, monkeypatch) as asked:
+        assert miniclip.load("me/clip")[0].config == CLIPS
+        assert sum(path.startswith("GET /me") for path in asked) == 3
+
+
+@pytest.mark.parametrize("files, broken, source, kind, words", [
+    ({"a.txt": b""}, (), "me/clip", ValueError,
+     "me/clip on the Hub holds none of model.safetensors, .*; found: a.txt"),
+    ({"model.safetensors.index.json": b""}, (), "me/clip", ValueError, "several files are not re"),
+    ({"model.safetensors": b"short"}, (), "me/clip", ValueError, "me/clip: damaged"),
+    ({}, (), "me/other", ValueError, "me/other: no such run folder or weights file here, and no "
+     "public model of that name on the Hub"),
+    ({}, ("clip",), "me/clip", HubUnreachable, "me/clip: .*the Hub does not answer: .*503"),
+    ({"model.safetensors": b""}, ("model.safetensors",), "me/clip", HubUnreachable,
+     "me/clip on the Hub: .*403"),
+])
+def test_a_hub_that_has_it_not(hub_cache, monkeypatch, files, broken, source, kind, words):
+    with serve(files, monkeypatch, broken), pytest.raises(kind, match=words) as error:
+        miniclip.load(source)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_cached_is_not_asked_for(folder, hub_cache, monkeypatch):
+    """So a Hub, or a proxy before it, that refuses costs nothing; nor does one that is slow."""
+    files = hub_files(folder)
+    with serve(files, monkeypatch):
+        miniclip.load("me/clip")
+    with serve(files, monkeypatch, broken=files) as asked:
+        assert miniclip.load("me/clip")[0].config == CLIPS
+        assert not asked
+
+
+def test_a_hub_id_may_end_like_a_file(hub_cache):
+    with pytest.raises(HubUnreachable, match="me/robin: .*the Hub does not answer"):
+        miniclip.load("me/robin")
+    with pytest.raises(ValueError, match=r"me/robin\.bin: no such run folder or weights file, and"):
+        miniclip.load("me/robin.bin")
+
+
+def test_a_refused_connection_is_one_line(hub_cache):
+    """The endpoint of every test is a closed port of this machine; see conftest.py."""
+    for source in ("openai/clip-vit-base-patch32", "runs/forgotten"):
+        with pytest.raises(HubUnreachable, match=f"^{source}: no such run folder or weights file "
+                           "here, and the Hub does not answer: .*refused") as error:
+            miniclip.load(source)
+        assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize("format", ["open_clip", "hf"])
+@pytest.mark.parametrize("shape", [ODD, NARROW], ids=["odd", "narrow"])
+def test_there_and_back(tmp_path, shape, format, quick_gelu):
+    """Every number, the shape, the GELU and the vocabulary come back as they were."""
+    run = write_run(tmp_path / "run", replace(shape, quick_gelu=quick_gelu))
+    path = pretrained.export(str(run), str(tmp_path / "to"), format)
+    assert path == tmp_path / "to" and sorted(p.name for p in path.iterdir()) == sorted([
+        "merges.txt", "vocab.json", *(
+            ["config.json", "preprocessor_config.json", "tokenizer_config.json",
+             "model.safetensors"] if format == "hf" else
+            ["open_clip_config.json", "open_clip_model.safetensors"])])
+    (model, tokenizer, transform), (back, tokens, pixels) = miniclip.load(run), miniclip.load(path)
+    assert back.config == model.config and pixels == transform
+    for a, b in zip(model.state_dict().items(), back.state_dict().items(), strict=True):
+        assert a[0] == b[0] and torch.equal(a[1], b[1])
+    assert torch.equal(tokenizer(["! a dog", "'é"]), tokens(["! a dog", "'é"]))
+    vocabulary = json.loads((path / "vocab.json").read_text())
+    assert [*vocabulary] == tokenizer.symbols
+    assert [*vocabulary.values()] == [*range(len(vocabulary))]
+
+
+def test_openais_format(tmp_path):
+    """A pickle of tensors, by OpenAI's names."""
+    run = write_run(tmp_path / "run", CLIPS)
+    path = pretrained.export(run, tmp_path / "weights.pt", "openai")
+    hf = load_file(pretrained.export(run, tmp_path / "hf", "hf") / "model.safetensors")
+    found, expected = torch.load(path, weights_only=True), openai_tensors(hf)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[n], t) and found[n].is_contiguous() for n, t in expected.items())
+    (tmp_path / "merges.txt").write_bytes((tmp_path / "hf/merges.txt").read_bytes())
+    pixels, tokens = inputs(CLIPS)
+    check_same(outputs(miniclip.load(path, quick_gelu=True)[0], pixels, tokens),
+               outputs(miniclip.load(run)[0], pixels, tokens), 0)
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_transformers_opens_what_is_exported(tmp_path, quick_gelu):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed here")
+    run = write_run(tmp_path / "run", replace(ODD, quick_gelu=quick_gelu))
+    path = pretrained.export(str(run), str(tmp_path / "hf"), "hf")
+    theirs = transformers.CLIPModel.from_pretrained(path).eval()
+    model, tokenizer, _ = miniclip.load(run)
+    pixels, _ = inputs(ODD)
+    texts = ["! !", "a dog in the snow, far away, and another", "It's"]
+    tokens = tokenizer(texts)
+    with torch.no_grad():
+        expected = {
+            "image": theirs.visual_projection(
+                theirs.vision_model(pixel_values=pixels).pooler_output),
+            "text": theirs.text_projection(theirs.text_model(input_ids=tokens).pooler_output),
+            "logits": theirs(input_ids=tokens, pixel_values=pixels).logits_per_image}
+    check_same(outputs(model, pixels, tokens), expected)
+    ids = transformers.CLIPTokenizer.from_pretrained(path)(texts, truncation=True)
+    for row, found in zip(tokens, ids["input_ids"], strict=True):
+        assert row.tolist()[:len(found)] == found and not row[len(found):].any()
+    processor = transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil
+    image = smooth(50, 41)
+    found = processor.from_pretrained(path)(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(Transform(ODD.image_size)(image), found, atol=1e-5, rtol=0)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("changes, format, words", [
+    ({"stem": (8,), "patch_size": 14, "image_size": 28}, "hf", "has a stem, mean pooling or no fi"),
+    ({"pool": "mean"}, "open_clip", "models of open_clip; train with --stem , --pool cls --pre-no"),
+    ({"pre_norm": False}, "openai", "has a stem, mean pooling or no first LayerNorm"),
+    ({"quick_gelu": False}, "openai", "QuickGELU and heads of 64.*open_clip and hf can express it"),
+    ({"vision_heads": 4}, "openai", "QuickGELU and heads of 64"),
+    ({"text_heads": 2}, "openai", "QuickGELU and heads of 64"),
+    ({}, "onnx", "no format 'onnx'; there are openai, open_clip, hf"),
+])
+def test_what_a_format_has_no_words_for(tmp_path, changes, format, words):
+    run = write_run(tmp_path / "run", replace(CLIPS, **changes))
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match=words) as error:
+        pretrained.export(str(run), str(tmp_path / "to"), format)
+    assert "\n" not in str(error.value) and listing(tmp_path) == before
+
+
+def test_the_options_that_are_named_make_a_model_that_can_be_exported(tmp_path):
+    """`--stem ,` is the empty list of channels."""
+    from miniclip.cli import build_parser, chosen
+
+    given = build_parser().parse_args(
+        ["train", "--stem", ",", "--pool", "cls", "--pre-norm", "true", "--vocab-size", "600"])
+    run = write_run(tmp_path / "run", replace(TINY, **chosen(given, ModelConfig)))
+    assert pretrained.export(str(run), str(tmp_path / "to"), "hf").is_dir()
+
+
+@pytest.mark.parametrize("format", pretrained.FORMATS)
+def test_nothing_is_overwritten_or_half_written(tmp_path, monkeypatch, format):
+    run = write_run(tmp_path / "run", CLIPS)
+    for taken in ("file", "folder"):
+        (tmp_path / taken).mkdir() if taken == "folder" else (tmp_path / taken).touch()
+        with pytest.raises(ValueError, match=f"{taken} is there already; name a new one"):
+            pretrained.export(str(run), str(tmp_path / taken), format)
+    with pytest.raises(ValueError, match="gone: no such folder to write to"):
+        pretrained.export(str(run), str(tmp_path / "gone/to"), format)
+    with pytest.raises(ValueError, match="no such run folder"):
+        pretrained.export(str(tmp_path / "none"), str(tmp_path / "to"), format)
+    before = listing(tmp_path)
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pretrained, "save_file", full)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        pretrained.export(str(run), str(tmp_path / "to"), format)
+    assert listing(tmp_path) == before
+
+
+# ------------------------------------------------------------------------------- pixels
+
+
+def smooth(width, height, seed=0) -> Image.Image:
+    """Something like a photograph: soft, with hard edges, and clipped lights and shadows."""
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(-80, 335, (height // 16 + 2, width // 16 + 2, 3)).clip(0, 255)
+    image = np.array(Image.fromarray(image.astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC))
+    image[height // 3:height // 2, width // 4:width // 2] = 255
+    image[height // 2:, width // 2:width // 2 + 3] = 0
+    return Image.fromarray(image)
+
+
+def processed(image: Image.Image, size: int, **options):
+    """transformers' image processor on Pillow."""
+    module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip",
+                                 reason="transformers with its Pillow backend is not installed")
+    processor = module.CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **options)
+    return processor(image, return_tensors="np")["pixel_values"][0]
+
+
+def check_pixels(image: Image.Image, size=224):
+    """≤ 1/255 before normalisation; after it, the same but for rounding."""
+    expected = processed(image, size, do_normalize=False)  # (3, S, S), 0 to 1
+    found = resize_crop(image.convert("RGB"), size).transpose(2, 0, 1) / 255
+    assert found.shape == expected.shape == (3, size, size)
+    assert np.abs(found - expected).max() <= 1 / 255 + 1e-6, f"{image.size} {image.mode}"
+    exact = processed(image, size)
+    assert np.abs(Transform(size)(image).numpy() - exact).max() <= 1 / 255 / min(STD) + 1e-5
+
+
+@pytest.mark.parametrize("kind", [smooth, noise], ids=["smooth", "noise"])
+@pytest.mark.parametrize("size", [224, 64, 35, 336])
+def test_pixels_of_transformers(kind, size):
+    """Of all shapes: larger, smaller, wide, tall; every parity of what the crop leaves."""
+    rng = np.random.default_rng(size)
+    for _ in range(25):
+        short, ratio = int(size * np.exp(rng.uniform(-1.5, 1.2))), np.exp(rng.uniform(-1.5, 1.5))
+        width, height = max(2, round(short * max(1, ratio))), max(2, round(short / min(1, ratio)))
+        check_pixels(kind(width, height), size)
+    for margin in range(9):  # no resize: the crop alone
+        check_pixels(kind(size + margin, size), size)
+        check_pixels(kind(size, size + margin), size)
+
+
+@pytest.mark.parametrize("width, height", [
+    (1, 1), (1, 2), (2, 1), (1, 50), (50, 1), (3, 150), (1, 999), (1000, 1), (4000, 100), (2, 997)])
+def test_pixels_of_odd_images(width, height):
+    check_pixels(noise(width, height))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "I;16", "F"])
+def test_pixels_of_every_mode(mode):
+    image = noise(61, 47)
+    image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200) if (
+        mode == "I;16") else image.convert(mode)
+    assert image.mode == mode
+    check_pixels(image, 32)
+
+
+def test_pixels_of_photographs(real_data):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(next(real_data.glob("validation*.parquet")), columns=["image"])
+    for row in table.slice(0, 40).to_pylist():
+        image = Image.open(io.BytesIO(row["image"]["bytes"]))
+        check_pixels(image)
+        check_pixels(Image.open(io.BytesIO(encoded(image.convert("RGB").resize((640, 427)),
+                                                   "JPEG"))), 64)
