@@ -61,6 +61,7 @@ def trained(copy):
 def in_the_lessons_folder(copy, request, monkeypatch):
     if MODEL in request.node.path.read_text():
         request.getfixturevalue("trained")
+    monkeypatch.setenv("MINICLIP_CACHE", str(copy / "cache"))  # whoever reads has one of their own
     monkeypatch.chdir(copy / "lessons")
 
 
