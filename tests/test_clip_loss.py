@@ -518,7 +518,10 @@ def one_process(rank, world_size, folder):
         torch.distributed.all_reduce(x)
         x /= world_size
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # The result is saved and everyone heard: leave without taking the group apart, where gloo's
+    # threads abort now and then (once in some 300 runs, both results on disk).
+    os._exit(0)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
