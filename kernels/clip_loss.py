@@ -8,7 +8,8 @@ towards the diagonal (Radford et al. 2021, arXiv 2103.00020, Figure 3):
     L = ½ (mean_i [logsumexp_j S_ij − S_ii] + mean_j [logsumexp_i S_ij − S_jj])
 
 This file holds what the backends share: the checks, the choice, and the way into autograd. What is
-computed stands in `reference` (the equations), `tiled` (PyTorch) and `triton_loss` (the kernels).
+computed stands in `reference` (the equations), `tiled` (PyTorch), `triton_loss` (the kernels) and
+`triton_blocks` (another backward pass).
 """
 
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from miniclip_kernels import reference, tiled
 from torch import Tensor, nn
 
-BACKENDS = ("auto", "triton", "tiled", "dense", "numpy")
+BACKENDS = ("auto", "triton", "blocks", "tiled", "dense", "numpy")
 DIRECTIONS = ("both", "rows")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -30,7 +31,7 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     """Cross-entropy of every image among all texts, and of every text among all images → scalar.
 
     image_features (M, D), text_features (N, D): float32, bfloat16, float16 (or float64, not for
-    "triton"), same dtype and device; any strides. Column i + label_offset belongs to row i.
+    the first two backends), same dtype and device; any strides. Column i + label_offset belongs to row i.
     logit_scale: the multiplier itself, a positive float or a scalar tensor, which receives its
     gradient. The scalar is float32 (float64 for float64), computed so under autocast too.
     direction: "both" (M = N, offset 0), or "rows": images among texts only, M ≤ N, as for a GPU's
@@ -39,9 +40,11 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     Where they are equal, and it is not the labelled pair, the entry is left out of both
     denominators: another caption of the same image is no wrong answer. One of them stands for both
     if M = N.
-    backend: "triton" (CUDA, or a CPU with TRITON_INTERPRET=1) and "tiled" (any device) never hold
-    the M × N matrix; "dense" is plain PyTorch, "numpy" the float64 reference, and both do. "auto":
-    triton on CUDA, else tiled. A backend that is named and can't run raises.
+    backend: "triton" and "blocks" (CUDA, or a CPU with TRITON_INTERPRET=1) and "tiled" (any device)
+    never hold the M × N matrix; "dense" is plain PyTorch, "numpy" the float64 reference, and both
+    do. "triton" keeps nothing of it at all, "blocks" no more than 128 MiB at a time in the backward
+    pass, in which it needs fewer products. "auto": blocks on CUDA, triton there if D ≤ 128, else
+    tiled. A backend that is named and can't run raises.
     Gradients of first order; the same bits for the same input on the same device.
     Raises ValueError, in one line, for what does not fit.
     """
@@ -193,32 +196,33 @@ def run_reference(I, T, scale, labels):  # noqa: E741
 
 def passes(backend):
     """Forward and backward of the backend; Triton is imported only where it is used."""
-    if backend == "triton":
-        from miniclip_kernels import triton_loss
+    if backend in ("triton", "blocks"):
+        from miniclip_kernels import triton_blocks, triton_loss
 
-        return triton_loss.forward, triton_loss.backward
+        return triton_loss.forward, (triton_loss if backend == "triton" else triton_blocks).backward
     return {"tiled": (tiled.forward, tiled.backward),
             "numpy": (numpy_forward, numpy_backward)}[backend]
 
 
 def choose(backend, features) -> str:
     """The backend that "auto" stands for; ValueError for a named one that can't run here."""
-    has_triton = find_spec("triton") is not None
+    has_triton, D = find_spec("triton") is not None, features.shape[1]
     if backend == "auto":
-        fits = has_triton and features.dtype != torch.float64 and features.shape[1] <= 2048
-        return "triton" if features.is_cuda and fits else "tiled"
-    if backend == "triton":
+        fits = features.is_cuda and has_triton and features.dtype != torch.float64 and D <= 2048
+        return ("triton" if D <= 128 else "blocks") if fits else "tiled"
+    if backend in ("triton", "blocks"):
+        needs = f"backend {backend!r} needs"
         if not has_triton:
-            raise ValueError("backend 'triton' needs the package triton, which is not installed")
+            raise ValueError(f"{needs} the package triton, which is not installed")
         if features.dtype == torch.float64:
-            raise ValueError("backend 'triton' takes no float64; 'tiled', 'dense' and 'numpy' do")
-        if features.shape[1] > 2048:
-            raise ValueError(f"backend 'triton' takes D up to 2048, not {features.shape[1]}")
+            raise ValueError(f"backend {backend!r} takes no float64; tiled, dense and numpy do")
+        if D > 2048:
+            raise ValueError(f"backend {backend!r} takes D up to 2048, not {D}")
         from miniclip_kernels.triton_loss import INTERPRETED
 
         if not features.is_cuda and not INTERPRETED:
-            raise ValueError(f"backend 'triton' needs CUDA tensors, not {features.device.type}; on "
-                             "a CPU set TRITON_INTERPRET=1 before triton is first imported")
+            raise ValueError(f"{needs} CUDA tensors, not {features.device.type}; on a CPU set "
+                             "TRITON_INTERPRET=1 before triton is first imported")
     return backend
 
 

@@ -250,6 +250,24 @@ def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, grou
 
 
 @triton.jit
+def softmax_gradient(S, rows, columns, r_here, c, N, label_offset, ROWS: tl.constexpr,
+                     COLUMNS: tl.constexpr):
+    """A tile of G, (BLOCK_M, BLOCK_N) float32, from that of S'; r_here (BLOCK_M,) are its rows' r.
+
+    G has a softmax over each row if ROWS, over each column if COLUMNS, and minus as many at the
+    pair.
+    """
+    G = tl.zeros(S.shape, tl.float32)
+    if ROWS:
+        G += tl.exp2(S - r_here[:, None])
+    if COLUMNS:
+        c_here = tl.load(c + columns, mask=columns < N, other=0.0)
+        G += tl.exp2(S - c_here[None, :])
+    pair = (rows[:, None] + label_offset == columns[None, :]) & (columns < N)[None, :]
+    return tl.where(pair, G - (ROWS + COLUMNS), G)  # in float32, before the cast
+
+
+@triton.jit
 def gradient_kernel(A, B, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts, M, N,
                     label_offset, weight, stride_am, stride_ad, stride_bn, stride_bd,
                     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -258,30 +276,21 @@ def gradient_kernel(A, B, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts, 
                     RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """dA (M, D) = scale · upstream · weight · G B, a block of rows and a slice of features.
 
-    G has a softmax over each row if ROWS, over each column if COLUMNS, and minus as many at the
-    pair. If SCALE, scale_parts (blocks, slices) receive the shares of ds. Grid (blocks, slices).
+    If SCALE, scale_parts (blocks, slices) receive the shares of ds. Grid (blocks, slices).
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     features = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     scale_value = tl.load(scale)
     scale2 = scale_value * LOG2E
     BOOST: tl.constexpr = 1024.0 if B.dtype.element_ty == tl.float16 else 1.0
-    if ROWS:
-        r_here = tl.load(r + rows, mask=rows < M, other=0.0)
+    r_here = tl.load(r + rows, mask=(rows < M) & ROWS, other=0.0)
     gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first_column in range(0, N, BLOCK_N):
         columns = first_column + tl.arange(0, BLOCK_N)
         S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
                          scale2, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
         S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
-        G = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        if ROWS:
-            G += tl.exp2(S - r_here[:, None])
-        if COLUMNS:
-            c_here = tl.load(c + columns, mask=columns < N, other=0.0)
-            G += tl.exp2(S - c_here[None, :])
-        pair = (rows[:, None] + label_offset == columns[None, :]) & (columns < N)[None, :]
-        G = tl.where(pair, G - (ROWS + COLUMNS), G)  # in float32, before the cast
+        G = softmax_gradient(S, rows, columns, r_here, c, N, label_offset, ROWS, COLUMNS)
         b = B + tl.minimum(columns, N - 1).to(tl.int64)[:, None] * stride_bn
         b_tile = tl.load(b + features[None, :] * stride_bd, mask=features[None, :] < D, other=0.0)
         gradient = tl.dot((G * BOOST).to(b_tile.dtype), b_tile, gradient,

@@ -27,8 +27,9 @@ from miniclip_kernels.clip_loss import clip_loss
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TRITON = pytest.param("triton", marks=pytest.mark.skipif(
+TRITON, BLOCKS = (pytest.param(name, marks=pytest.mark.skipif(
     find_spec("triton") is None, reason="the package triton is not installed"))
+    for name in ("triton", "blocks"))
 FALLBACK = tuple(  # what NumPy says in Triton's interpreter where sums fail, on their way to anew
     f"ignore:{what} encountered in {where}:RuntimeWarning" for what, where in (
         ("overflow", "exp2"), ("overflow", "reduce"), ("overflow", "add"),

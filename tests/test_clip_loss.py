@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_truth import DEVICE, FALLBACK, TRITON
+from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON
 from miniclip_kernels import clip_loss as module
 from miniclip_kernels.clip_loss import ClipLoss, choose, clip_loss
 
-EVERY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, "numpy"])
-BUT_NUMPY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON])
+EVERY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS, "numpy"])
+BUT_NUMPY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS])
 
 
 def features(M, D, N=None, seed=0, dtype=torch.float32):
@@ -51,7 +51,7 @@ def assert_same(found, expected):
 @EVERY
 def test_the_loss_is_a_float32_scalar_with_gradients_like_the_input(backend):
     for dtype in (torch.float32, torch.float16, torch.float64):
-        if dtype == torch.float64 and backend == "triton":
+        if dtype == torch.float64 and backend in ("triton", "blocks"):
             continue
         images, texts = features(5, 4, dtype=dtype)
         scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
@@ -291,7 +291,7 @@ def test_autocast_changes_nothing(backend):
                for x, y in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["tiled", TRITON])
+@pytest.mark.parametrize("backend", ["tiled", TRITON, BLOCKS])
 def test_autocast_around_the_backward_pass_too(backend):
     images, texts = features(40, 16)
     expected = loss_and_gradients(images, texts, 50.0, backend=backend)
@@ -300,7 +300,7 @@ def test_autocast_around_the_backward_pass_too(backend):
     assert all(x.equal(y) for x, y in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["auto", "dense", "tiled", TRITON])
+@pytest.mark.parametrize("backend", ["auto", "dense", "tiled", TRITON, BLOCKS])
 def test_compiled_in_one_graph(backend):
     """As part of a model whose scale is a parameter."""
     torch.compiler.reset()
@@ -317,7 +317,7 @@ def test_compiled_in_one_graph(backend):
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("backend", ["tiled", TRITON, "numpy"])
+@pytest.mark.parametrize("backend", ["tiled", TRITON, BLOCKS, "numpy"])
 @pytest.mark.parametrize("both", [True, False])
 def test_the_operators_are_what_they_say(both, backend):
     """PyTorch's own test of custom operators: no aliases, no mutation, and true shapes."""
@@ -350,8 +350,8 @@ def test_what_is_kept_for_the_backward_pass(backend):
 
 
 @pytest.mark.parametrize("cuda, dtype, D, expected", [
-    (False, torch.float32, 512, "tiled"), (True, torch.float32, 512, "triton"),
-    (True, torch.bfloat16, 2048, "triton"), (True, torch.float64, 512, "tiled"),
+    (False, torch.float32, 512, "tiled"), (True, torch.float32, 128, "triton"),
+    (True, torch.bfloat16, 129, "blocks"), (True, torch.bfloat16, 2048, "blocks"), (True, torch.float64, 512, "tiled"),
     (True, torch.bfloat16, 2049, "tiled")])
 def test_auto_is_triton_where_it_runs(cuda, dtype, D, expected, monkeypatch):
     given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(8, D))
@@ -367,26 +367,27 @@ def test_auto_gives_the_bits_of_the_backend_it_stands_for():
     assert clip_loss(images, texts, 10.0).equal(clip_loss(images, texts, 10.0, backend=chosen))
 
 
-def test_a_missing_triton_is_told(monkeypatch):
+@pytest.mark.parametrize("backend", ["triton", "blocks"])
+def test_a_missing_triton_is_told(backend, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ValueError) as error:
-        clip_loss(*features(3, 4), 10.0, backend="triton")
-    assert str(error.value) == "backend 'triton' needs the package triton, which is not installed"
+        clip_loss(*features(3, 4), 10.0, backend=backend)
+    assert str(error.value) == f"backend '{backend}' needs the package triton, which is not installed"
     assert clip_loss(*features(3, 4), 10.0).isfinite()
 
 
-@pytest.mark.parametrize("backend", [TRITON])
+@pytest.mark.parametrize("backend", [TRITON, BLOCKS])
 def test_triton_tells_what_it_does_not_take(backend):
     for given, message in [
             (torch.eye(3).double(),
-             "backend 'triton' takes no float64; 'tiled', 'dense' and 'numpy' do"),
-            (torch.ones(1, 2049), "backend 'triton' takes D up to 2048, not 2049")]:
+             f"backend '{backend}' takes no float64; tiled, dense and numpy do"),
+            (torch.ones(1, 2049), f"backend '{backend}' takes D up to 2048, not 2049")]:
         with pytest.raises(ValueError) as error:
             clip_loss(given.to(DEVICE), given.to(DEVICE), 10.0, backend=backend)
         assert str(error.value) == message
 
 
-@pytest.mark.parametrize("backend", [TRITON])
+@pytest.mark.parametrize("backend", [TRITON, BLOCKS])
 def test_triton_needs_cuda_or_its_interpreter(backend):
     code = ("import torch; from miniclip_kernels.clip_loss import clip_loss; "
             f"clip_loss(torch.eye(2), torch.eye(2), 1.0, backend='{backend}')")
@@ -395,8 +396,8 @@ def test_triton_needs_cuda_or_its_interpreter(backend):
                          text=True)
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-1] == (
-        "ValueError: backend 'triton' needs CUDA tensors, not cpu; on a CPU set TRITON_INTERPRET=1 "
-        "before triton is first imported")
+        f"ValueError: backend '{backend}' needs CUDA tensors, not cpu; on a CPU set "
+        "TRITON_INTERPRET=1 before triton is first imported")
 
 
 # ------------------------------------------------------------------------------ bad input
@@ -416,9 +417,9 @@ EMPTY = "nothing to compare: M, N and D must be at least 1; got "
 
 @pytest.mark.parametrize("arguments, options, message", [
     ((X, X, 1.0), {"backend": "cuda"},
-     "backend 'cuda' is not one of auto, triton, tiled, dense, numpy"),
+     "backend 'cuda' is not one of auto, triton, blocks, tiled, dense, numpy"),
     ((X, X, 1.0), {"backend": None},
-     "backend None is not one of auto, triton, tiled, dense, numpy"),
+     "backend None is not one of auto, triton, blocks, tiled, dense, numpy"),
     ((X, X, 1.0), {"direction": "columns"}, "direction 'columns' is not one of both, rows"),
     (([[1.0]], X, 1.0), {}, "image_features must be a tensor, not list"),
     ((X, np.eye(4), 1.0), {}, "text_features must be a tensor, not ndarray"),

@@ -8,6 +8,7 @@ for 16-bit features the rounding of G and of the result.
 """
 
 import dataclasses
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_truth import (
+    BLOCKS,
     DEVICE,
     FALLBACK,
     TRITON,
@@ -31,21 +33,30 @@ from kernel_truth import (
 from miniclip_kernels import tiled
 from miniclip_kernels.clip_loss import clip_loss
 
-BOTH = pytest.mark.parametrize("backend", [TRITON, "tiled"])
+EACH = pytest.mark.parametrize("backend", [TRITON, BLOCKS, "tiled"])
 TYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda x: str(x)[6:])
 ON_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")
 WHOLE_TILE = tiled.TILE
 
 
+def small_blocks(monkeypatch, rows):
+    if find_spec("triton"):
+        from miniclip_kernels import triton_blocks
+
+        monkeypatch.setattr(triton_blocks, "BLOCK", rows)
+
+
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """So that few rows are several tiles to the tiled backend too, none of them whole."""
+    """So that few rows are several tiles to the tiled backend too, none of them whole, and several
+    blocks to "blocks", on CUDA as in the interpreter."""
     monkeypatch.setattr(tiled, "TILE", 24)
+    small_blocks(monkeypatch, 64)
 
 
 def skip_where_wrong(backend, dtype):
-    if (backend, dtype, DEVICE) == ("triton", torch.bfloat16, "cpu"):
+    if backend != "tiled" and (dtype, DEVICE) == (torch.bfloat16, "cpu"):
         pytest.skip("Triton's interpreter multiplies bfloat16 as the integers of its bits: this "
                     "dtype can only be tested on CUDA")
 
@@ -53,7 +64,7 @@ def skip_where_wrong(backend, dtype):
 # ------------------------------------------------------------------------------ sizes
 
 
-@BOTH
+@EACH
 @TYPES
 @pytest.mark.parametrize("D", [1, 2, 3, 16, 33, 123])
 @pytest.mark.parametrize("N", [1, 2, 15, 17])
@@ -62,7 +73,7 @@ def test_small(N, D, dtype, backend):
     check(pairs(N, N, D, dtype=dtype, seed=N + D), backend)
 
 
-@BOTH
+@EACH
 @TYPES
 @pytest.mark.parametrize("M, N, D, offset", [
     (15, 15, 507, None), (17, 17, 2048, None), (64, 64, 64, None), (113, 203, 33, 0),
@@ -73,13 +84,14 @@ def test_larger(M, N, D, offset, dtype, backend):
     check(pairs(M, N, D, offset=offset, dtype=dtype), backend)
 
 
-@BOTH
+@EACH
 def test_a_thousand(backend, monkeypatch):
     monkeypatch.setattr(tiled, "TILE", WHOLE_TILE)
+    small_blocks(monkeypatch, 1024)
     check(pairs(1000, 1000, 6, scale=30.0), backend)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("seed", range(6))
 def test_random_sizes(seed, backend):
     rng = np.random.default_rng(seed)
@@ -90,7 +102,7 @@ def test_random_sizes(seed, backend):
                 scale=float(rng.uniform(1, 60))), backend)
 
 
-@BOTH
+@EACH
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(st.data())
 def test_any_size(backend, data):
@@ -125,7 +137,7 @@ def planted(kind, scale, dtype):
     return Case(images, texts, scale)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda x: str(x)[6:])
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
 @pytest.mark.parametrize(
@@ -135,7 +147,7 @@ def test_structure(kind, scale, dtype, backend):
     check(planted(kind, scale, dtype), backend)
 
 
-@BOTH
+@EACH
 @TYPES
 @pytest.mark.parametrize("offset", [None, 0, 40])
 def test_ids(offset, dtype, backend):
@@ -147,7 +159,7 @@ def test_ids(offset, dtype, backend):
     check(case, backend)
 
 
-@BOTH
+@EACH
 def test_strides(backend):
     """Columns of storage as rows, and every second feature of wider ones."""
     case = pairs(70, 90, 20, offset=13)
@@ -157,7 +169,7 @@ def test_strides(backend):
     check(dataclasses.replace(case, images=images, texts=texts), backend)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda x: str(x)[6:])
 @pytest.mark.parametrize("options", [
     {}, {"scale": 100.0}, {"offset": 0, "captions": 4}], ids=str)
@@ -259,7 +271,7 @@ def test_these_sums_do_fail(name, backend):
         assert quantity == ("every" if failed.all() else "some" if failed.any() else "no"), what
 
 
-@BOTH
+@EACH
 @TYPES
 @pytest.mark.parametrize("name", FAILING)
 @pytest.mark.filterwarnings(*FALLBACK)
@@ -301,34 +313,42 @@ def test_tf32_only_where_asked_for(backend, float32_precision):
 # ------------------------------------------------------------------------------ on a GPU
 
 
+KERNELS = pytest.mark.parametrize("backend", ["triton", "blocks"])
+
+
 @ON_CUDA
+@KERNELS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_same_bits_200_times(dtype):
+def test_the_same_bits_200_times(dtype, backend, monkeypatch):
+    small_blocks(monkeypatch, 512)
     case = pairs(1500, 1500, 64, dtype=dtype)
-    first = run(case, "triton")
+    first = run(case, backend)
     for _ in range(200):
-        again = run(case, "triton")
+        again = run(case, backend)
         assert all((x == again[name]).all() for name, x in first.items())
 
 
 @ON_CUDA
-def test_tf32_is_felt(float32_precision):
+@KERNELS
+def test_tf32_is_felt(backend, float32_precision):
     case = pairs(500, 500, 64, scale=100.0)
     allowed, true = allowance(case), truth(case)
     for precision in ("highest", "high"):
         float32_precision(precision)
-        error = np.abs(run(case, "triton")["dI"] - true["dI"]).max() / allowed["dI"]
+        error = np.abs(run(case, backend)["dI"] - true["dI"]).max() / allowed["dI"]
         assert (error <= 1) == (precision == "highest")
 
 
 @ON_CUDA
+@KERNELS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", [{}, {"captions": 5}, {"offset": 8192}])
-def test_eight_thousand_against_tiled(options, dtype, monkeypatch):
+def test_eight_thousand_against_tiled(options, dtype, backend, monkeypatch):
     """Too large for a float64 matrix in a test's time; the tiled backend stands for it."""
     monkeypatch.setattr(tiled, "TILE", WHOLE_TILE)
+    small_blocks(monkeypatch, 3000)
     case = pairs(8192, 3 * 8192 if "offset" in options else 8192, 256, dtype=dtype, **options)
-    found, expected = (run(case, backend) for backend in ("triton", "tiled"))
+    found, expected = (run(case, backend) for backend in (backend, "tiled"))
     rounding = 2 * torch.finfo(dtype).eps if dtype != torch.float32 else 1e-4
     for name, x in expected.items():
         tolerance = 1e-4 if name == "loss" else rounding

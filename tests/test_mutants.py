@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_truth import DEVICE, FALLBACK, TRITON, Case, excess, pairs
+from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON, Case, excess, pairs
 from miniclip_kernels import clip_loss
 
 KERNELS = Path(clip_loss.__file__).parent
-FILES = {"triton": "triton_loss.py", "tiled": "tiled.py"}
+FILES = {"triton": "triton_loss.py", "blocks": "triton_blocks.py", "tiled": "tiled.py"}
 
 
 def sure():
@@ -34,6 +34,7 @@ CASES = {
                      100.0),
     "pointed": pairs(67, 67, 20, scale=100.0),
     "sure": sure(),
+    "tall": pairs(1100, 1100, 8),
 }
 
 GRADIENTS = ["dI", "dT", "ds"]
@@ -64,8 +65,8 @@ MUTANTS = {
         "triton", "square", ["loss"], ("entropy += c_here\n", "entropy += r_here\n")),
     "the gradient has no columns": (
         "triton", "square", GRADIENTS,
-        ("            G += tl.exp2(S - c_here[None, :])\n",
-         "            G += tl.exp2(S - c_here[None, :]) * 0\n")),
+        ("        G += tl.exp2(S - c_here[None, :])\n",
+         "        G += tl.exp2(S - c_here[None, :]) * 0\n")),
     "the last column is masked": (
         "triton", "square", ALL,
         ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
@@ -84,8 +85,8 @@ MUTANTS = {
          "tl.load(a + k[None, :] * stride_ad, mask=k[None, :] < D - 1, other=0.0)")),
     "the diagonal is subtracted after the cast": (
         "triton", "sure", ["dI", "dT"],
-        ("G = tl.where(pair, G - (ROWS + COLUMNS), G)",
-         "G = tl.where(pair, G.to(B.dtype.element_ty).to(tl.float32) - (ROWS + COLUMNS), G)")),
+        ("return tl.where(pair, G - (ROWS + COLUMNS), G)",
+         "return tl.where(pair, G.to(tl.float16).to(tl.float32) - (ROWS + COLUMNS), G)")),
     "log2(e) is forgotten in the gradient": (
         "triton", "square", GRADIENTS,
         ("    scale2 = scale_value * LOG2E\n", "    scale2 = scale_value\n")),
@@ -116,6 +117,39 @@ MUTANTS = {
         "triton", "square", GRADIENTS,
         ("    gradient *= tl.load(upstream) * weight / BOOST\n",
          "    gradient *= weight / BOOST\n")),
+    "blocks: the factor 1/2 is missing": (
+        "blocks", "square", GRADIENTS,
+        ("(1 / (2 * N) if both else 1 / M)", "(1 / N if both else 1 / M)")),
+    "blocks: 1/N where 1/M belongs": (
+        "blocks", "part", GRADIENTS,
+        ("(1 / (2 * N) if both else 1 / M)", "(1 / (2 * N) if both else 1 / N)")),
+    "blocks: what comes from above is ignored": (
+        "blocks", "square", GRADIENTS,
+        ("factor = upstream.to(scale.dtype) *", "factor = torch.ones_like(scale) *")),
+    "blocks: there are no columns": (
+        "blocks", "square", GRADIENTS, ("{\"COLUMNS\": both}", "{\"COLUMNS\": False}")),
+    "blocks: the last row is not written": (
+        "blocks", "square", GRADIENTS,
+        ("mask=(rows < M)[:, None] & (columns < N)",
+         "mask=(rows < M - 1)[:, None] & (columns < N)")),
+    "blocks: the label offset is that of the whole": (
+        "blocks", "part", GRADIENTS,
+        ("label_offset + rows.start - columns.start, boost", "label_offset, boost")),
+    "blocks: the first block of rows has the columns of all": (
+        "blocks", "square", GRADIENTS, ("c[columns] if both else c", "c")),
+    "blocks: each block begins the sums of the texts anew": (
+        "blocks", "square", ["dT"],
+        ("block.T, I[rows], first=rows.start == 0)", "block.T, I[rows], first=True)")),
+    "blocks: each block begins the sums of the images anew": (
+        "blocks", "square", ["dI", "ds"],
+        ("block, T[columns], first=columns.start == 0)", "block, T[columns], first=True)")),
+    "blocks: the boost stays in": (
+        "blocks", "sure", GRADIENTS, (" / boost)\n", ")\n")),
+    "blocks: ids of the first columns": (
+        "blocks", "captions", GRADIENTS, ("x[here] if x is not None", "x if x is not None")),
+    "blocks: the tiles' order forgets the last rows": (
+        "blocks", "tall", GRADIENTS,
+        ("tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)", "tl.cdiv(M, BLOCK_M) - 1, GROUP)")),
     "tiled: the factor 1/2 is missing in the loss": (
         "tiled", "square", ["loss"],
         ("(loss + (c - positives).mean()) / 2 if", "(loss + (c - positives).mean()) if")),
@@ -157,10 +191,14 @@ def put_in_place(backend, folder, monkeypatch, right="", wrong=""):
     spec = importlib.util.spec_from_file_location(file.stem, file)
     mutant = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mutant)
-    monkeypatch.setattr(clip_loss, "passes", lambda name: (mutant.forward, mutant.backward))
+    mutant.BLOCK = 64  # of "blocks": several to an input, on CUDA too
+    forward, _ = clip_loss.passes(backend)  # where the file has none of its own
+    monkeypatch.setattr(clip_loss, "passes", lambda name: (
+        getattr(mutant, "forward", forward), mutant.backward))
+    return mutant
 
 
-@pytest.mark.parametrize("backend", [TRITON, "tiled"])
+@pytest.mark.parametrize("backend", [TRITON, BLOCKS, "tiled"])
 @pytest.mark.filterwarnings(*FALLBACK)
 def test_a_copy_without_mistakes_passes(backend, tmp_path, monkeypatch):
     put_in_place(backend, tmp_path, monkeypatch)
@@ -169,12 +207,14 @@ def test_a_copy_without_mistakes_passes(backend, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mistake, backend", [
-    pytest.param(name, backend, marks=TRITON.marks if backend == "triton" else (), id=name)
+    pytest.param(name, backend, marks=() if backend == "tiled" else TRITON.marks, id=name)
     for name, (backend, *_) in MUTANTS.items()])
 @pytest.mark.filterwarnings(*FALLBACK)
 def test_a_mistake_is_found(mistake, backend, tmp_path, monkeypatch):
     """In the results where it must show, and well above the line."""
     _, case, shows, change = MUTANTS[mistake]
-    put_in_place(backend, tmp_path, monkeypatch, *change)
+    mutant = put_in_place(backend, tmp_path, monkeypatch, *change)
+    if case == "tall":
+        mutant.BLOCK = 1024  # more than one group of tiles
     ratios = excess(CASES[case], backend)
     assert min(ratios[name] for name in shows) > 2, ratios

@@ -1,0 +1,113 @@
+"""The backward pass in 4 products: G in bounded blocks of memory, times T and I by cuBLAS.
+
+`triton_loss` needs 5 products, and 3 + 2 for each slice where D is wide, because registers hold the
+sums of either dI or dT, so that every tile of S is computed once for each. Here a tile is computed
+once more in all. What G it gives is written to a block of BLOCK × BLOCK entries, 128 MiB and always
+the same, and ordinary matrix products read it from there, twice:
+
+              columns: BLOCK texts
+            ┌──────────────┬───────            block_kernel   G₀₀ from I₀, T₀, r₀, c₀ → memory
+     BLOCK  │              │                   PyTorch        sum of dI₀  +=  G₀₀  T₀
+     images │     G₀₀  ────┼──▶ next block                    sum of dT₀  +=  G₀₀ᵀ I₀
+            │              │
+            ├──────────────┼───────
+
+The sums are float32: one for the rows of a block, one for all texts. Why blocks this large, and
+square: each addition to a sum is a trip of it to memory and back, so the sums travel N / BLOCK
+times; and a product with BLOCK terms has enough to do for each trip of G (Liger's cross-entropy for
+Hopper keeps 1,024 rows of a vocabulary in this way). Memory beyond inputs and gradients: a block
+and 4D(N + BLOCK) bytes. Below some D the trips of G (6 bytes an entry) last longer than the product
+that they save; `clip_loss.choose` has the limit, an estimate until it is measured.
+
+The forward pass, G's equation and where its precision is are those of `triton_loss`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from miniclip_kernels.triton_loss import (
+    INTERPRETED,
+    LOG2E,
+    launch_options,
+    leave_out,
+    on,
+    similarities,
+    softmax_gradient,
+)
+
+BLOCK = 64 if INTERPRETED else 8192  # rows and columns of a block in 16 bits, half the columns in 32
+GROUP = tl.constexpr(8)  # rows of tiles that are walked together: what they read stays in the cache
+
+
+@triton.jit
+def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, boost, stride_am,
+                 stride_ad, stride_bn, stride_bd, stride_g, D: tl.constexpr, BLOCK_M: tl.constexpr,
+                 BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr,
+                 HAS_IDS: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+    """boost · G (M, N), in the features' type: a program writes a tile. Grid (tiles,)."""
+    tile, across = tl.program_id(0), tl.cdiv(N, BLOCK_N)
+    group = tile // (GROUP * across)
+    height = tl.minimum(tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)
+    tile %= GROUP * across
+    rows = (group * GROUP + tile % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tile // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
+                     tl.load(scale) * LOG2E, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
+    r_here = tl.load(r + rows, mask=rows < M, other=0.0)
+    entries = softmax_gradient(S, rows, columns, r_here, c, N, label_offset, True, COLUMNS) * boost
+    tl.store(G + rows[:, None] * stride_g + columns[None, :], entries.to(G.dtype.element_ty),
+             mask=(rows < M)[:, None] & (columns < N)[None, :])
+
+
+def stretches(length, most) -> list[slice]:
+    """0 to length in parts of at most `most`, as equal as whole tiles can make them."""
+    parts, unit = triton.cdiv(length, most), min(most, 128)
+    step = triton.cdiv(triton.cdiv(length, parts), unit) * unit
+    return [slice(i, min(i + step, length)) for i in range(0, length, step)]
+
+
+def add_product(total, A, B, first):
+    """total (m, n) float32 += A (m, k) B (k, n), or = if it is the first; sums are float32."""
+    if A.dtype == total.dtype or not A.is_cuda:  # a CPU has no product of 16 bits into 32
+        A, B, options = A.to(total.dtype), B.to(total.dtype), {}
+    else:
+        options = {"out_dtype": total.dtype}
+    torch.addmm(total, A, B, beta=int(not first), out=total, **options)
+
+
+def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
+    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    label_offset, both, image_ids, text_ids = labels
+    (M, D), N = I.shape, len(T)
+    options, _ = launch_options(I, image_ids)
+    boost = 1024.0 if I.dtype == torch.float16 else 1.0
+    factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / boost)
+    vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
+    G = I.new_empty(vertical[0].stop, horizontal[0].stop)
+    sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
+    dI, ds = I.new_empty(M, D), torch.zeros_like(scale)
+    for rows in vertical:
+        sums = sum_I[:rows.stop - rows.start]
+        for columns in horizontal:
+            block = G[:len(sums), :columns.stop - columns.start]
+            write(block, I[rows], T[columns], scale, r[rows], c[columns] if both else c,
+                  [x[here] if x is not None else None for x, here in ((image_ids, rows),
+                                                                      (text_ids, columns))],
+                  label_offset + rows.start - columns.start, boost, options | {"COLUMNS": both})
+            add_product(sums, block, T[columns], first=columns.start == 0)
+            add_product(sum_T[columns], block.T, I[rows], first=rows.start == 0)
+        ds += torch.dot(sums.flatten(), I[rows].to(sums.dtype).flatten())  # Σ_i ⟨(G T)_i, I_i⟩
+        torch.mul(sums, scale * factor, out=dI[rows])
+    return dI, (sum_T * (scale * factor)).to(T.dtype), ds * factor
+
+
+def write(block, I, T, scale, r, c, ids, label_offset, boost, options):  # noqa: E741
+    """One block of boost · G, from its own rows of I, T, r, c and ids."""
+    M, N = block.shape
+    tiles = triton.cdiv(M, options["BLOCK_M"]), triton.cdiv(N, options["BLOCK_N"])
+    ragged = bool(M % options["BLOCK_M"] or N % options["BLOCK_N"])
+    with on(I):
+        block_kernel[tiles[0] * tiles[1],](
+            I, T, scale, r, c, *ids, block, M, N, label_offset, boost, *I.stride(), *T.stride(),
+            block.stride(0), RAGGED=ragged, **options)
