@@ -211,9 +211,8 @@ def choose(backend, features) -> str:
         fits = features.is_cuda and has_triton and features.dtype != torch.float64 and D <= 2048
         return ("triton" if D <= 128 else "blocks") if fits else "tiled"
     if backend in ("triton", "blocks"):
-        needs = f"backend {backend!r} needs"
         if not has_triton:
-            raise ValueError(f"{needs} the package triton, which is not installed")
+            raise ValueError(f"backend {backend!r} needs the package triton, which is not installed")
         if features.dtype == torch.float64:
             raise ValueError(f"backend {backend!r} takes no float64; tiled, dense and numpy do")
         if D > 2048:
@@ -221,8 +220,8 @@ def choose(backend, features) -> str:
         from miniclip_kernels.triton_loss import INTERPRETED
 
         if not features.is_cuda and not INTERPRETED:
-            raise ValueError(f"{needs} CUDA tensors, not {features.device.type}; on a CPU set "
-                             "TRITON_INTERPRET=1 before triton is first imported")
+            raise ValueError(f"backend {backend!r} needs CUDA tensors, not {features.device.type}; "
+                             "on a CPU set TRITON_INTERPRET=1 before triton is first imported")
     return backend
 
 

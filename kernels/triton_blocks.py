@@ -80,7 +80,7 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
     label_offset, both, image_ids, text_ids = labels
     (M, D), N = I.shape, len(T)
-    options, _ = launch_options(I, image_ids)
+    options = launch_options(I, image_ids)["block"]
     boost = 1024.0 if I.dtype == torch.float16 else 1.0
     factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / boost)
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)

@@ -15,19 +15,20 @@ import pytest
 pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed here")
 
 COMPILE = """
-import json, sys, torch, triton
+import json, re, subprocess, sys, tempfile, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from miniclip_kernels import triton_loss
+from miniclip_kernels import triton_blocks, triton_loss
 
-TYPES = {"A": "*{}", "B": "*{}", "dA": "*{}", "a_ids": "*i64", "b_ids": "*i64", "room": "fp32",
-         "weight": "fp32"} | dict.fromkeys(
-    ("M", "N", "label_offset", "splits", "groups", "stride_am", "stride_bn"), "i32")
+TYPES = {"A": "*{}", "B": "*{}", "dA": "*{}", "G": "*{}", "a_ids": "*i64", "b_ids": "*i64", "room": "fp32",
+         "weight": "fp32", "boost": "fp32"} | dict.fromkeys(
+    ("M", "N", "label_offset", "splits", "groups", "stride_am", "stride_bn", "stride_g"), "i32")
 
 
 def compiled(kernel, dtype, options, architecture, constants):
     options = dict(options)
-    launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    launch = {name: options.pop(name) for name in ("num_warps", "num_stages", "maxnreg")
+              if name in options}
     constants = constants | options | {"stride_ad": 1, "stride_bd": 1, "PRECISION": "ieee"}
     if not constants["HAS_IDS"]:
         constants |= {"a_ids": None, "b_ids": None}
@@ -36,23 +37,37 @@ def compiled(kernel, dtype, options, architecture, constants):
     signature = {name: "constexpr" if name in constants else TYPES.get(name, "*fp32").format(dtype)
                  for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
-               if signature[name].startswith("*") or name in ("M", "N", "stride_am", "stride_bn")}
+               if signature[name].startswith("*") or name in ("M", "N", "stride_am", "stride_bn", "stride_g")}
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()},
                        aligned)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch)
 
 
+def machine_code(cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        lines = subprocess.run([triton.knobs.nvidia.nvdisasm.path, "-c", file.name], check=True,
+                               capture_output=True, text=True).stdout.splitlines()
+    products = [i for i, line in enumerate(lines) if "GMMA" in line] or [0]
+    return {"registers": 1 + max(int(x) for line in lines for x in re.findall(r"\\bR(\\d+)", line)),
+            "spills": sum("LDL" in x or "STL" in x for x in lines[products[0]:products[-1]])}
+
+
 architecture, dtype, D = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-sums, gradient = triton_loss.tiles(
-    {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype], D)
+tiles = triton_loss.tiles(
+    {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype], D,
+    divmod(architecture, 10))
 hard = {"D": D, "HAS_IDS": D % 64 > 0, "RAGGED": D % 64 > 0, "BOTH": True, "ROWS": True,
         "COLUMNS": True, "SCALE": True}
 found = {}
-for name, options in (("sums", sums), ("finish", sums), ("gradient", gradient)):
-    kernel = compiled(getattr(triton_loss, name + "_kernel"), dtype, options, architecture, hard)
+for name, options in (tiles | {"finish": tiles["sums"]}).items():
+    module = triton_blocks if name == "block" else triton_loss
+    kernel = compiled(getattr(module, name + "_kernel"), dtype, options, architecture, hard)
     found[name] = {"shared": kernel.metadata.shared, "cubin": len(kernel.asm["cubin"]),
                    "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
-                   "mma": "mma.sync" in kernel.asm["ptx"]}
+                   "mma": "mma.sync" in kernel.asm["ptx"],
+                   **machine_code(kernel.asm["cubin"])}
 print(json.dumps(found))
 """
 # dtype, D: aligned, or (200) ragged and with ids. KiB: shared memory of one block on the smallest
@@ -73,5 +88,8 @@ def test_it_compiles(dtype, D, architecture, tmp_path):
         assert kernel["cubin"] > 0 and kernel["shared"] <= (KIB[architecture] - 1) * 1024, name
         if dtype != "fp32" and architecture == 90:
             assert kernel["wgmma"], f"{name} does without Hopper's matrix instruction"
+            assert kernel["spills"] <= 4 * (D % 64 > 0), f"{name} spills between its products"
+            if name in ("sums", "block"):  # two programs on a multiprocessor of 65,536 registers
+                assert kernel["registers"] <= 128 and 2 * kernel["shared"] <= 226 * 1024, name
         if dtype != "fp32" and architecture in (80, 120):
             assert kernel["mma"], f"{name} does without the tensor cores"

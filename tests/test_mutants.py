@@ -203,7 +203,8 @@ def put_in_place(backend, folder, monkeypatch, right="", wrong=""):
 def test_a_copy_without_mistakes_passes(backend, tmp_path, monkeypatch):
     put_in_place(backend, tmp_path, monkeypatch)
     for name, case in CASES.items():
-        assert max(excess(case, backend).values()) <= 1, name
+        if name != "tall" or backend == "blocks":  # seconds in the interpreter
+            assert max(excess(case, backend).values()) <= 1, name
 
 
 @pytest.mark.parametrize("mistake, backend", [
