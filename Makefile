@@ -11,7 +11,7 @@ READY := $(if $(VENV),$(VENV)/.ready)
 BENCH := $(if $(VENV),$(VENV)/.ready-bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-tiny train record figures test test-gpu lessons check bench bench-gpu bench-plots lint loc clean
+.PHONY: help setup train-tiny train record figures test test-gpu lessons check bench bench-gpu tune-gpu bench-plots lint loc clean
 
 help:  ## this list
 	@echo "make TARGET, one of:"
@@ -75,6 +75,9 @@ bench: $(BENCH)  ## tokenizer, training, features, search beside peers; the loss
 
 bench-gpu: $(READY)  ## the kernel beside its peers on a CUDA GPU, into kernels/results
 	$(BIN)python tests/bench_clip_loss.py --gpu $(ARGS)
+
+tune-gpu: $(READY)  ## which tile sizes are fastest on this CUDA GPU, into kernels/results/tiles
+	$(BIN)python tests/tune_clip_loss.py $(ARGS)
 
 bench-plots: $(READY)  ## draw kernels/results again
 	$(BIN)python tests/bench_clip_loss.py --plot

@@ -31,7 +31,8 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     """Cross-entropy of every image among all texts, and of every text among all images → scalar.
 
     image_features (M, D), text_features (N, D): float32, bfloat16, float16 (or float64, not for
-    the first two backends), same dtype and device; any strides. Column i + label_offset belongs to row i.
+    "triton" and "blocks"), same dtype and device; any strides. Column i + label_offset belongs to
+    row i.
     logit_scale: the multiplier itself, a positive float or a scalar tensor, which receives its
     gradient. The scalar is float32 (float64 for float64), computed so under autocast too.
     direction: "both" (M = N, offset 0), or "rows": images among texts only, M ≤ N, as for a GPU's
@@ -212,7 +213,7 @@ def choose(backend, features) -> str:
         return ("triton" if D <= 128 else "blocks") if fits else "tiled"
     if backend in ("triton", "blocks"):
         if not has_triton:
-            raise ValueError(f"backend {backend!r} needs the package triton, which is not installed")
+            raise ValueError(f"backend {backend!r} needs the package triton: not installed")
         if features.dtype == torch.float64:
             raise ValueError(f"backend {backend!r} takes no float64; tiled, dense and numpy do")
         if D > 2048:

@@ -31,11 +31,12 @@ from miniclip_kernels.triton_loss import (
     launch_options,
     leave_out,
     on,
+    ragged,
     similarities,
     softmax_gradient,
 )
 
-BLOCK = 64 if INTERPRETED else 8192  # rows and columns of a block in 16 bits, half the columns in 32
+BLOCK = 64 if INTERPRETED else 8192  # rows and columns of a block; of 32 bits half the columns
 GROUP = tl.constexpr(8)  # rows of tiles that are walked together: what they read stays in the cache
 
 
@@ -106,8 +107,7 @@ def write(block, I, T, scale, r, c, ids, label_offset, boost, options):  # noqa:
     """One block of boost · G, from its own rows of I, T, r, c and ids."""
     M, N = block.shape
     tiles = triton.cdiv(M, options["BLOCK_M"]), triton.cdiv(N, options["BLOCK_N"])
-    ragged = bool(M % options["BLOCK_M"] or N % options["BLOCK_N"])
     with on(I):
         block_kernel[tiles[0] * tiles[1],](
             I, T, scale, r, c, *ids, block, M, N, label_offset, boost, *I.stride(), *T.stride(),
-            block.stride(0), RAGGED=ragged, **options)
+            block.stride(0), **ragged(options, M, N), **options)

@@ -102,7 +102,7 @@ def tiles(dtype, D, architecture):
         gradient = {"BLOCK_M": 64, "BLOCK_N": 128 if D <= 256 else 64,
                     "BLOCK_D": min(wide_enough, 512)}
     cap = {"maxnreg": 128} if architecture[0] == 9 and dtype != torch.float32 else {}
-    return {"sums": sums | cap, "block": sums, "gradient": sums | gradient}
+    return {"sums": sums | cap, "finish": sums, "block": sums, "gradient": sums | gradient}
 
 
 # ------------------------------------------------------------------------------ tiles of S
@@ -324,6 +324,11 @@ def launch_options(I, image_ids):  # noqa: E741
             for kernel, options in tiles(I.dtype, I.shape[1], architecture).items()}
 
 
+def ragged(options, rows, columns):
+    """Whether any tile has an edge of S within it."""
+    return {"RAGGED": bool(rows % options["BLOCK_M"] or columns % options["BLOCK_N"])}
+
+
 def on(tensor):
     """Triton launches on the current device: make it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
@@ -333,25 +338,25 @@ def forward(I, T, scale, labels):  # noqa: E741
     """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2."""
     label_offset, both, image_ids, text_ids = labels
     M, N = len(I), len(T)
-    options = launch_options(I, image_ids)["sums"]
-    options |= {"BOTH": both,
-                "RAGGED": bool(M % options["BLOCK_M"] or N % options["BLOCK_N"])}
-    blocks = triton.cdiv(M, options["BLOCK_M"])
+    launch = launch_options(I, image_ids)
+    sums, finish = launch["sums"], launch["finish"]
+    blocks = triton.cdiv(M, sums["BLOCK_M"])
     groups = min(blocks, 2 if INTERPRETED else GROUPS)
-    splits = min(triton.cdiv(N, options["BLOCK_N"]), max(1, GROUPS // blocks))
+    splits = min(triton.cdiv(N, sums["BLOCK_N"]), max(1, GROUPS // blocks))
+    finishers = triton.cdiv(M, finish["BLOCK_M"])
     row_sums = scale.new_empty(splits, M)
     column_sums = scale.new_zeros(groups, N) if both else row_sums
-    r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(blocks)
+    r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(finishers)
     room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
     weight = 1 / (2 * N) if both else 1 / M
     strides = I.stride() + T.stride()
     with on(I):
         sums_kernel[groups, splits](
             I, T, scale, image_ids, text_ids, row_sums, column_sums, M, N, label_offset,
-            room, *strides, **options)
-        finish_kernel[blocks,](
+            room, *strides, BOTH=both, **ragged(sums, M, N), **sums)
+        finish_kernel[finishers,](
             I, T, scale, image_ids, text_ids, row_sums, column_sums, splits, groups, r, c, losses,
-            M, N, label_offset, room, weight, *strides, **options)
+            M, N, label_offset, room, weight, *strides, BOTH=both, **ragged(finish, M, N), **finish)
     return losses.sum(), r, c
 
 
@@ -367,16 +372,13 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     weight = 1 / (2 * N) if both else 1 / M
     upstream = upstream.to(scale.dtype)
 
-    def ragged(rows, columns):
-        return {"RAGGED": bool(rows % options["BLOCK_M"] or columns % options["BLOCK_N"])}
-
     with on(I):
         gradient_kernel[blocks_i, slices](
             I, T, scale, upstream, r, c, image_ids, text_ids, dI, scale_parts, M, N, label_offset,
             weight, *I.stride(), *T.stride(), ROWS=True, COLUMNS=both, SCALE=True,
-            **ragged(M, N), **options)
+            **ragged(options, M, N), **options)
         gradient_kernel[blocks_t, slices](  # rows of Sᵀ are the columns of S
             T, I, scale, upstream, c, r, text_ids, image_ids, dT, scale_parts, N, M, -label_offset,
             weight, *T.stride(), *I.stride(), ROWS=both, COLUMNS=True, SCALE=False,
-            **ragged(N, M), **options)
+            **ragged(options, N, M), **options)
     return dI, dT, scale_parts.sum()

@@ -108,7 +108,7 @@ def test_the_counter_counts(tmp_path):
 def test_functions_are_short_and_lines_fit(path):
     text = path.read_text()
     assert max(map(len, text.splitlines()), default=0) <= 100
-    if path.name == "triton_loss.py":
+    if path.name.startswith("triton_"):
         return  # kernels are excepted
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):

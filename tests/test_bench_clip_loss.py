@@ -7,6 +7,7 @@ import sys
 import bench_clip_loss as benchmark
 import pytest
 import torch
+from kernel_truth import DEVICE, TRITON
 
 KEYS = ["device", "driver", "torch", "triton", "commit", "date", "peak_tflops", "copy_gb_s", "rows"]
 ROW = ["impl", "pass", "dtype", "N", "D", "ms_p20", "ms_p50", "ms_p80", "extra_mb",
@@ -157,7 +158,7 @@ def test_the_plan():
         benchmark.CPU_SIZES)
     gpu = list(benchmark.plan(True, None, benchmark.GPU_IMPLS))
     assert (65536, 512, list(benchmark.GPU_IMPLS)) in gpu
-    assert [(N, D) for N, D, names in gpu if names == ["miniclip"]] == [
+    assert [(N, D) for N, D, names in gpu if names == ["miniclip", "registers"]] == [
         (131072, 512), (65536, 256), (65536, 768), (65536, 1024), (2**20, 512)]
 
 
@@ -166,8 +167,53 @@ def test_a_run_on_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "ceilings", lambda cuda: (800.0, 3000.0))
     run(monkeypatch, "--gpu", "--sizes", 256, 1000, "--out", tmp_path)
     rows = json.loads(only(tmp_path, "*.json").read_text())["rows"]
-    ours = [row for row in rows if row["impl"] in ("miniclip", "chunked", "eager", "compile")]
-    assert len(ours) == 16 and not [row["error"] for row in ours if row["error"]]
+    ours = [row for row in rows if row["impl"] in (
+        "miniclip", "registers", "chunked", "eager", "compile")]
+    assert len(ours) == 20 and not [row["error"] for row in ours if row["error"]]
+
+
+# ------------------------------------------------------------------------------ make tune-gpu
+
+
+@pytest.mark.parametrize("_", [TRITON])
+def test_candidates_are_tried_and_the_kernels_left_as_they_were(_, quick, monkeypatch, tmp_path):
+    import tune_clip_loss as tune
+    from miniclip_kernels import triton_blocks, triton_loss
+
+    monkeypatch.setattr(benchmark, "D", 16)
+    monkeypatch.setattr(tune, "SECONDS", 0.0)
+    candidates = [{}, {"BLOCK_M": 32}, {"BLOCK_N": 48}, {"BLOCK": 32}, {"GROUPS": 1}]
+    monkeypatch.setattr(tune, "CANDIDATES", dict.fromkeys(("sums", "block"), candidates))
+    before = triton_loss.tiles, triton_loss.GROUPS, triton_blocks.BLOCK
+    record = json.loads(tune.tune(40, ["sums", "block"], tmp_path / "tiles", DEVICE == "cuda")
+                        .read_text())
+    assert list(record) == [*KEYS[:-1], "N", "D", "rows"]
+    for kernel in ("sums", "block"):
+        *good, bad = [row for row in record["rows"] if row["kernel"] == kernel]
+        assert [row["ms_p50"] for row in good] == sorted(row["ms_p50"] for row in good)
+        assert bad["settings"] == {"BLOCK_N": 48} and "power of 2" in bad["error"]
+        assert len(good) == 4 and not any(row["error"] for row in good)
+    assert (triton_loss.tiles, triton_loss.GROUPS, triton_blocks.BLOCK) == before
+
+
+@pytest.mark.parametrize("_", [TRITON])
+def test_a_candidate_is_what_is_launched(_):
+    import tune_clip_loss as tune
+    from miniclip_kernels import triton_loss
+
+    features = torch.ones(4, 4)
+    usual = triton_loss.launch_options(features, None)
+    with tune.settings("sums", {"BLOCK_M": 16, "BLOCK_K": None}):
+        changed = triton_loss.launch_options(features, None)
+    assert changed["sums"]["BLOCK_M"] == 16 and "BLOCK_K" not in changed["sums"]
+    assert changed["block"] == usual["block"] and changed["gradient"] == usual["gradient"]
+
+
+def test_tuning_needs_a_gpu(monkeypatch, capsys):
+    tune = pytest.importorskip("tune_clip_loss")
+    monkeypatch.setattr(sys, "argv", ["tune"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main() == 2 and "needs CUDA" in capsys.readouterr().err
 
 
 def test_the_readmes_figures_are_the_recorded_ones():

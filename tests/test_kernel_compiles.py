@@ -20,8 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from miniclip_kernels import triton_blocks, triton_loss
 
-TYPES = {"A": "*{}", "B": "*{}", "dA": "*{}", "G": "*{}", "a_ids": "*i64", "b_ids": "*i64", "room": "fp32",
-         "weight": "fp32", "boost": "fp32"} | dict.fromkeys(
+TYPES = {"A": "*{}", "B": "*{}", "dA": "*{}", "G": "*{}", "a_ids": "*i64", "b_ids": "*i64",
+         "room": "fp32", "weight": "fp32", "boost": "fp32"} | dict.fromkeys(
     ("M", "N", "label_offset", "splits", "groups", "stride_am", "stride_bn", "stride_g"), "i32")
 
 
@@ -37,7 +37,8 @@ def compiled(kernel, dtype, options, architecture, constants):
     signature = {name: "constexpr" if name in constants else TYPES.get(name, "*fp32").format(dtype)
                  for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
-               if signature[name].startswith("*") or name in ("M", "N", "stride_am", "stride_bn", "stride_g")}
+               if signature[name].startswith("*")
+               or name in ("M", "N", "stride_am", "stride_bn", "stride_g")}
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()},
                        aligned)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch)
@@ -61,7 +62,7 @@ tiles = triton_loss.tiles(
 hard = {"D": D, "HAS_IDS": D % 64 > 0, "RAGGED": D % 64 > 0, "BOTH": True, "ROWS": True,
         "COLUMNS": True, "SCALE": True}
 found = {}
-for name, options in (tiles | {"finish": tiles["sums"]}).items():
+for name, options in tiles.items():
     module = triton_blocks if name == "block" else triton_loss
     kernel = compiled(getattr(module, name + "_kernel"), dtype, options, architecture, hard)
     found[name] = {"shared": kernel.metadata.shared, "cubin": len(kernel.asm["cubin"]),

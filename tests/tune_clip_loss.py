@@ -1,0 +1,122 @@
+"""Which tile sizes are fastest on this GPU: each kernel's candidates, one after another.
+
+    python tests/tune_clip_loss.py        make tune-gpu
+
+The first candidate of each kernel is what `triton_loss.tiles` and `triton_blocks.BLOCK` say now; a
+candidate changes what it names. Timed are bfloat16 unit vectors, N = 32,768, D = 512: for `sums`
+the forward pass, for `gradient` and `block` the backward pass of "triton" and of "blocks".
+share_of_peak counts 2N²D and 6N²D operations, over the rate of a large matrix product in the same
+run. Results: kernels/results/tiles/DEVICE.json, best first; nothing is changed by itself.
+"""
+
+import argparse
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from bench_clip_loss import RESULTS, D, inputs, machine, positive, times, write
+from miniclip_kernels import triton_blocks, triton_loss
+from miniclip_kernels.clip_loss import Labels
+
+NAMES = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "maxnreg")
+CANDIDATES = {
+    "sums": [{}, *(dict(zip(NAMES, values)) for values in (
+        (128, 128, 64, 8, 3, None), (128, 128, 64, 8, 2, 128), (128, 128, 32, 8, 4, 128),
+        (128, 128, 128, 8, 2, None), (128, 256, 64, 8, 3, None), (128, 256, 64, 8, 4, None),
+        (256, 128, 64, 8, 3, None), (64, 256, 64, 4, 3, None), (128, 64, 64, 4, 4, None))),
+        {"GROUPS": 128}, {"GROUPS": 512}],
+    "block": [{}, *(dict(zip(NAMES, values)) for values in (
+        (128, 128, 64, 8, 2, None), (128, 128, 32, 8, 4, None), (128, 128, 128, 8, 2, None),
+        (128, 256, 64, 8, 3, None), (128, 256, 64, 8, 4, None), (256, 128, 64, 8, 3, None),
+        (64, 256, 64, 4, 3, None), (128, 128, 64, 4, 3, None))),
+        {"BLOCK": 2048}, {"BLOCK": 4096}, {"BLOCK": 16384}],
+    "gradient": [{}, {"num_stages": 2}, {"num_stages": 4}, {"BLOCK_K": 128, "num_stages": 2},
+                 {"BLOCK_D": 256, "BLOCK_N": 128}, {"BLOCK_D": 256, "BLOCK_M": 128},
+                 {"BLOCK_D": 256, "num_warps": 4}]}
+MODULES = {"GROUPS": triton_loss, "BLOCK": triton_blocks}  # settings that are no launch option
+SECONDS = 0.3  # about as long is spent on each candidate
+
+
+@contextmanager
+def settings(kernel, candidate):
+    """Have the kernel launched in the candidate's way; afterwards as before."""
+    usual, options = triton_loss.tiles, dict(candidate)
+    before = {name: getattr(module, name) for name, module in MODULES.items()}
+    for name in MODULES.keys() & options.keys():
+        setattr(MODULES[name], name, options.pop(name))
+
+    def tiles(*arguments):
+        found = usual(*arguments)
+        changed = found[kernel] | options
+        return found | {kernel: {name: x for name, x in changed.items() if x is not None}}
+
+    triton_loss.tiles = tiles
+    try:
+        yield
+    finally:
+        triton_loss.tiles = usual
+        for name, module in MODULES.items():
+            setattr(module, name, before[name])
+
+
+def calls(I, T, scale):  # noqa: E741
+    """{kernel: the pass in which it does most of the work}."""
+    labels, upstream = Labels(0, True), torch.ones_like(scale)
+    _, r, c = triton_loss.forward(I, T, scale, labels)
+    return {"sums": lambda: triton_loss.forward(I, T, scale, labels),
+            "block": lambda: triton_blocks.backward(upstream, I, T, scale, r, c, labels),
+            "gradient": lambda: triton_loss.backward(upstream, I, T, scale, r, c, labels)}
+
+
+def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
+    """Time one candidate; how it fails, if it does (too much shared memory, say), is its result."""
+    row = {"kernel": kernel, "settings": candidate, "ms_p50": None, "share_of_peak": None}
+    try:
+        with settings(kernel, candidate):
+            call = calls(*features)[kernel]
+            call()  # compiles
+            rough = np.median(times(call, 2, cuda))
+            ms = 1000 * np.median(times(call, max(3, min(int(SECONDS / rough), 100)), cuda))
+    except Exception as error:  # any of Triton's, PyTorch's or the driver's
+        return row | {"error": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
+    N, width = features[0].shape
+    share = (2 if kernel == "sums" else 6) * N * N * width / (ms * 1e9 * peak)
+    return row | {"ms_p50": float(f"{ms:.4g}"), "share_of_peak": round(share, 4), "error": None}
+
+
+def tune(N, kernels, folder, cuda=True):
+    """Try all candidates of these kernels, print each, and write them all, best first."""
+    record, rows = machine(cuda) | {"N": N, "D": D}, []
+    del record["rows"]  # to be the last
+    record["rows"] = rows
+    print(f"{record['device']}, {record['peak_tflops']:,g} TFLOP/s, N={N:,}, D={D}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{'-'.join(record['device'].replace(',', '').split())}.json"
+    features = [x.detach() for x in inputs(N, D, cuda)]
+    for kernel in kernels:
+        for candidate in CANDIDATES[kernel]:
+            rows.append(try_candidate(kernel, candidate, features, record["peak_tflops"], cuda))
+            row, named = rows[-1], ", ".join(f"{k}={v}" for k, v in candidate.items())
+            print(f"{kernel:9}", row["error"] or f"{row['ms_p50']:9.4g} ms "
+                  f"{row['share_of_peak']:6.1%} ", named or "as it is", flush=True)
+        rows.sort(key=lambda row: (list(CANDIDATES).index(row["kernel"]),
+                                   row["ms_p50"] or float("inf")))
+        write(record, path)
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="the fastest tiles of each kernel on this GPU")
+    parser.add_argument("--size", type=positive, default=32768, help="N (default 32768)")
+    parser.add_argument("--kernels", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("tune: needs CUDA, and torch sees none on this machine", file=sys.stderr)
+        return 2
+    print(tune(options.size, options.kernels, RESULTS / "tiles"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
