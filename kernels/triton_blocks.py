@@ -87,7 +87,7 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
     G = I.new_empty(vertical[0].stop, horizontal[0].stop)
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
-    dI, ds = I.new_empty(M, D), torch.zeros_like(scale)
+    dI, dT, ds = I.new_empty(M, D), T.new_empty(N, D), torch.zeros_like(scale)
     for rows in vertical:
         sums = sum_I[:rows.stop - rows.start]
         for columns in horizontal:
@@ -100,7 +100,8 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
             add_product(sum_T[columns], block.T, I[rows], first=rows.start == 0)
         ds += torch.dot(sums.flatten(), I[rows].to(sums.dtype).flatten())  # Σ_i ⟨(G T)_i, I_i⟩
         torch.mul(sums, scale * factor, out=dI[rows])
-    return dI, (sum_T * (scale * factor)).to(T.dtype), ds * factor
+    torch.mul(sum_T, scale * factor, out=dT)
+    return dI, dT, ds * factor
 
 
 def write(block, I, T, scale, r, c, ids, label_offset, boost, options):  # noqa: E741
