@@ -101,6 +101,7 @@ def main():
     cpu = torch.device("cpu")
     modes = {"float32": (nullcontext, nullcontext)}
     if bf16_is_fast(cpu):
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # as train.py does
         modes["bf16 autocast"] = (
             lambda: fast_math(cpu), lambda: torch.autocast("cpu", torch.bfloat16))
     print(f"training, pairs/s at batch {BATCH} (median of {ROUNDS} rounds), torch "
