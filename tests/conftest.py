@@ -19,6 +19,20 @@ if not torch.cuda.is_available():  # Triton's interpreter, in NumPy; read when t
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--part", metavar="I/N", help="every N-th test from number I (0 to N − 1) on: "
+                     "for N processes at once, as in make test-gpu")
+
+
+def pytest_collection_modifyitems(config, items):
+    if part := config.getoption("--part"):
+        try:
+            first, step = (int(x) for x in part.split("/"))
+            items[:] = items[range(step)[first]::step]
+        except (ValueError, IndexError):
+            raise pytest.UsageError(f"--part must be I/N with I from 0 to N − 1, not {part!r}")
+
+
 def pytest_unconfigure():
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
