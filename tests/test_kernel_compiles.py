@@ -69,6 +69,9 @@ for name, options in tiles.items():
                    "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
                    "mma": "mma.sync" in kernel.asm["ptx"],
                    **machine_code(kernel.asm["cubin"])}
+    one_way = hard | dict.fromkeys(("BOTH", "ROWS", "SCALE"), False) | {
+        "COLUMNS": name == "gradient"}  # direction "rows"; for dT in the gradient
+    compiled(getattr(module, name + "_kernel"), dtype, options, architecture, one_way)
 print(json.dumps(found))
 """
 # dtype, D: aligned, or (200) ragged and with ids. KiB: shared memory of one block on the smallest
