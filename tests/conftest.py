@@ -30,7 +30,8 @@ def pytest_collection_modifyitems(config, items):
             first, step = (int(x) for x in part.split("/"))
             items[:] = items[range(step)[first]::step]
         except (ValueError, IndexError):
-            raise pytest.UsageError(f"--part must be I/N with I from 0 to N − 1, not {part!r}")
+            raise pytest.UsageError(
+                f"--part must be I/N with I from 0 to N − 1, not {part!r}") from None
 
 
 def pytest_unconfigure():
