@@ -28,12 +28,15 @@ import triton.language as tl
 from miniclip_kernels.triton_loss import (
     INTERPRETED,
     LOG2E,
+    aligned,
+    in_tiles,
     launch_options,
     leave_out,
     on,
     ragged,
     similarities,
     softmax_gradient,
+    tile_shape,
 )
 
 BLOCK = 64 if INTERPRETED else 8192  # rows and columns of a block; of 32 bits half the columns
@@ -41,19 +44,19 @@ GROUP = tl.constexpr(8)  # rows of tiles that are walked together: what they rea
 
 
 @triton.jit
-def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, boost, stride_am,
-                 stride_ad, stride_bn, stride_bd, stride_g, D: tl.constexpr, BLOCK_M: tl.constexpr,
-                 BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr,
-                 HAS_IDS: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, boost, stride_g,
+                 D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                 BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, HAS_IDS: tl.constexpr,
+                 RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """boost · G (M, N), in the features' type: a program writes a tile. Grid (tiles,)."""
     tile, across = tl.program_id(0), tl.cdiv(N, BLOCK_N)
     group = tile // (GROUP * across)
     height = tl.minimum(tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)
     tile %= GROUP * across
-    rows = (group * GROUP + tile % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile // height * BLOCK_N + tl.arange(0, BLOCK_N)
-    S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
-                     tl.load(scale) * LOG2E, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    first_row, first_column = (group * GROUP + tile % height) * BLOCK_M, tile // height * BLOCK_N
+    rows, columns = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
+    S = similarities(A, B, first_row, first_column, tl.load(scale) * LOG2E, D, BLOCK_M, BLOCK_N,
+                     BLOCK_K, PRECISION)
     S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
     r_here = tl.load(r + rows, mask=rows < M, other=0.0)
     entries = softmax_gradient(S, rows, columns, r_here, c, N, label_offset, True, COLUMNS) * boost
@@ -80,7 +83,7 @@ def add_product(total, A, B, first):
 def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
     label_offset, both, image_ids, text_ids = labels
-    (M, D), N = I.shape, len(T)
+    A, B, (M, D), N = aligned(I), aligned(T), I.shape, len(T)  # for our kernel; cuBLAS takes any
     options = launch_options(I, image_ids)["block"]
     boost = 1024.0 if I.dtype == torch.float16 else 1.0
     factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / boost)
@@ -92,7 +95,7 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
         sums = sum_I[:rows.stop - rows.start]
         for columns in horizontal:
             block = G[:len(sums), :columns.stop - columns.start]
-            write(block, I[rows], T[columns], scale, r[rows], c[columns] if both else c,
+            write(block, A[rows], B[columns], scale, r[rows], c[columns] if both else c,
                   [x[here] if x is not None else None for x, here in ((image_ids, rows),
                                                                       (text_ids, columns))],
                   label_offset + rows.start - columns.start, boost, options | {"COLUMNS": both})
@@ -107,8 +110,8 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
 def write(block, I, T, scale, r, c, ids, label_offset, boost, options):  # noqa: E741
     """One block of boost · G, from its own rows of I, T, r, c and ids."""
     M, N = block.shape
-    tiles = triton.cdiv(M, options["BLOCK_M"]), triton.cdiv(N, options["BLOCK_N"])
+    height, width, k = tile_shape(options)
     with on(I):
-        block_kernel[tiles[0] * tiles[1],](
-            I, T, scale, r, c, *ids, block, M, N, label_offset, boost, *I.stride(), *T.stride(),
-            block.stride(0), **ragged(options, M, N), **options)
+        block_kernel[triton.cdiv(M, height) * triton.cdiv(N, width),](
+            in_tiles(I, height, k), in_tiles(T, width, k), scale, r, c, *ids, block, M, N,
+            label_offset, boost, block.stride(0), RAGGED=ragged(M, height, N, width), **options)

@@ -58,6 +58,7 @@ from contextlib import nullcontext
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: NumPy, on any CPU
 HEADROOM = 120  # bits: log₂ of the largest sum that unit vectors can give
@@ -83,12 +84,12 @@ def tiles(dtype, D, architecture):
     slice of features that a program accumulates a gradient for: the next power of two from D on,
     at least 16. Wide tiles feed the tensor cores (64 rows are one warp group's instruction). What
     bounds them is the 255 registers of a thread: 64 × 512 float32 in 256 threads take half of them,
-    and 128 × 256 with their tile of S do not fit. Shared memory stays below the 99 KiB that small
-    GPUs have.
+    and 128 × 512 with their tile of S do not fit. Shared memory stays below the 99 KiB that small
+    GPUs have. finish takes square tiles, BLOCK × BLOCK, as sums takes them.
 
     On Hopper (architecture 9.x, as (9, 0)) sums and block, at 128 registers a thread, leave room
     for a second program on the same multiprocessor: one multiplies while the other takes
-    exponentials. block needs 100, sums 178 uncapped; capped it spills nothing inside its loops.
+    exponentials. Only sums with ids needs the cap for that (it would take 162), and spills nothing.
     """
     wide_enough = max(16, triton.next_power_of_2(D))
     if INTERPRETED:
@@ -102,36 +103,27 @@ def tiles(dtype, D, architecture):
         gradient = {"BLOCK_M": 64, "BLOCK_N": 128 if D <= 256 else 64,
                     "BLOCK_D": min(wide_enough, 512)}
     cap = {"maxnreg": 128} if architecture[0] == 9 and dtype != torch.float32 else {}
-    return {"sums": sums | cap, "finish": sums, "block": sums, "gradient": sums | gradient}
+    finish = {"BLOCK" if name == "BLOCK_M" else name: x for name, x in sums.items()
+              if name != "BLOCK_N"}
+    return {"sums": sums | cap, "finish": finish, "block": sums, "gradient": sums | gradient}
 
 
 # ------------------------------------------------------------------------------ tiles of S
 
 # In all that follows A (M, D) and B (N, D) are I and T, or T and I: rows of S belong to A, columns
-# to B, and the pair of row i is column i + label_offset. Numbers of rows and columns are 64-bit:
-# a million rows of 2,048 features are beyond 2^31.
+# to B, and the pair of row i is column i + label_offset. They are tensor descriptors: base, shape
+# and strides in one, of which a whole tile is loaded, by hardware on Hopper and later. What lies
+# beyond the edge is read as zero.
 
 
 @triton.jit
-def similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd, scale2,
-                 D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                 BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
-    """A tile of S' = S · log₂e, (BLOCK_M, BLOCK_N) float32: scale2 · A[rows] B[columns]ᵀ.
-
-    Rows and columns beyond the last are read as the last: no mask, but no meaning either.
-    """
-    a = A + tl.minimum(rows, M - 1).to(tl.int64)[:, None] * stride_am
-    b = B + tl.minimum(columns, N - 1).to(tl.int64)[None, :] * stride_bn
+def similarities(A, B, first_row, first_column, scale2, D: tl.constexpr, BLOCK_M: tl.constexpr,
+                 BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile of S' = S · log₂e, (BLOCK_M, BLOCK_N) float32: scale2 · A[rows] B[columns]ᵀ."""
     S = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, D, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        if D % BLOCK_K == 0:
-            a_tile = tl.load(a + k[None, :] * stride_ad)  # (BLOCK_M, BLOCK_K)
-            b_tile = tl.load(b + k[:, None] * stride_bd)  # (BLOCK_K, BLOCK_N)
-        else:
-            a_tile = tl.load(a + k[None, :] * stride_ad, mask=k[None, :] < D, other=0.0)
-            b_tile = tl.load(b + k[:, None] * stride_bd, mask=k[:, None] < D, other=0.0)
-        S = tl.dot(a_tile, b_tile, S, input_precision=PRECISION)
+    for k in range(0, D, BLOCK_K):
+        a, b = A.load([first_row, k]), B.load([first_column, k])  # (BLOCK_M or _N, BLOCK_K)
+        S = tl.dot(a, b.T, S, input_precision=PRECISION)
     return S * scale2
 
 
@@ -154,9 +146,9 @@ def leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS: tl.co
 
 @triton.jit
 def sums_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, M, N, label_offset, room,
-                stride_am, stride_ad, stride_bn, stride_bd, D: tl.constexpr, BLOCK_M: tl.constexpr,
-                BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BOTH: tl.constexpr,
-                HAS_IDS: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+                D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                BLOCK_K: tl.constexpr, BOTH: tl.constexpr, HAS_IDS: tl.constexpr,
+                RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """Σ_j 2^(S' − shift) → row_sums (splits, M);  Σ_i the same → column_sums (groups, N).
 
     Grid (groups, splits). column_sums must be zero before.
@@ -171,8 +163,8 @@ def sums_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, M, N, label_of
         row_sum = tl.zeros((BLOCK_M,), tl.float32)
         for first_column in range(split * stretch, min(N, (split + 1) * stretch), BLOCK_N):
             columns = first_column + tl.arange(0, BLOCK_N)
-            S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
-                             scale2, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+            S = similarities(A, B, first_row, first_column, scale2, D, BLOCK_M, BLOCK_N, BLOCK_K,
+                             PRECISION)
             S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
             E = tl.exp2(S - shift)
             row_sum += tl.sum(E, 1)
@@ -183,17 +175,16 @@ def sums_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, M, N, label_of
 
 
 @triton.jit
-def running_logsumexp(A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am, stride_ad,
-                      stride_bn, stride_bd, scale2, D: tl.constexpr, BLOCK_M: tl.constexpr,
-                      BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
+def running_logsumexp(A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, D: tl.constexpr,
+                      BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
                       RAGGED: tl.constexpr, PRECISION: tl.constexpr):
-    """log₂ Σ_j 2^S' of these rows, (BLOCK_M,), with a running maximum: right for any S."""
-    top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    for first_column in range(0, N, BLOCK_N):
-        columns = first_column + tl.arange(0, BLOCK_N)
-        S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
-                         scale2, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+    """log₂ Σ_j 2^S' of a block of rows, (BLOCK,), with a running maximum: right for any S."""
+    rows = first_row + tl.arange(0, BLOCK)
+    top = tl.full((BLOCK,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first_column in range(0, N, BLOCK):
+        columns = first_column + tl.arange(0, BLOCK)
+        S = similarities(A, B, first_row, first_column, scale2, D, BLOCK, BLOCK, BLOCK_K, PRECISION)
         S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
         higher = tl.maximum(top, tl.max(S, 1))
         shift = tl.where(higher == -float("inf"), 0.0, higher)  # nothing yet: not inf − inf
@@ -203,12 +194,12 @@ def running_logsumexp(A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am, s
 
 
 @triton.jit
-def logsumexp(sums, parts, A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am, stride_ad,
-              stride_bn, stride_bd, scale2, shift, D: tl.constexpr, BLOCK_M: tl.constexpr,
-              BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
+def logsumexp(sums, parts, A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, shift,
+              D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
               RAGGED: tl.constexpr, PRECISION: tl.constexpr):
-    """log₂ Σ_j 2^S' of these rows from the `parts` lines of sums (parts, M); or anew if need be."""
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    """log₂ Σ_j 2^S' of a block of rows from the `parts` lines of sums (parts, M); or anew."""
+    rows = first_row + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
     line = sums + rows
     for _ in range(parts):
         total += tl.load(line, mask=rows < M, other=1.0)
@@ -216,40 +207,38 @@ def logsumexp(sums, parts, A, B, rows, M, N, label_offset, a_ids, b_ids, stride_
     result = tl.log2(total) + shift
     good = (total >= SMALLEST) & (total <= LARGEST)  # false for NaN too
     if tl.min(good.to(tl.int32)) == 0:
-        result = running_logsumexp(A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am,
-                                   stride_ad, stride_bn, stride_bd, scale2, D, BLOCK_M, BLOCK_N,
-                                   BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+        result = running_logsumexp(A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, D,
+                                   BLOCK, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
     return result
 
 
 @triton.jit
 def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, groups, r, c, losses,
-                  M, N, label_offset, room, weight, stride_am, stride_ad, stride_bn,
-                  stride_bd, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+                  M, N, label_offset, room, weight, D: tl.constexpr, BLOCK: tl.constexpr,
                   BLOCK_K: tl.constexpr, BOTH: tl.constexpr, HAS_IDS: tl.constexpr,
                   RAGGED: tl.constexpr, PRECISION: tl.constexpr):
-    """Sums → r (M,), c (N,), in base 2, and each block's share of the loss → losses (blocks,)."""
-    block = tl.program_id(0)
-    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Sums → r (M,), c (N,), in base 2, and each block's share of the loss → losses (blocks,).
+
+    Tiles are BLOCK × BLOCK: rows and columns change their roles.
+    """
+    first = tl.program_id(0) * BLOCK
+    rows = first + tl.arange(0, BLOCK)
     scale2 = tl.load(scale) * LOG2E
     shift = tl.maximum(scale2 - room, 0.0)
-    r_here = logsumexp(row_sums, splits, A, B, rows, M, N, label_offset, a_ids, b_ids, stride_am,
-                       stride_ad, stride_bn, stride_bd, scale2, shift, D, BLOCK_M, BLOCK_N,
-                       BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+    r_here = logsumexp(row_sums, splits, A, B, first, M, N, label_offset, a_ids, b_ids, scale2,
+                       shift, D, BLOCK, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
     tl.store(r + rows, r_here, mask=rows < M)
     entropy = r_here
     if BOTH:  # M = N: the same numbers are those of columns, the rows of Sᵀ
-        c_here = logsumexp(column_sums, groups, B, A, rows, N, M, -label_offset, b_ids, a_ids,
-                           stride_bn, stride_bd, stride_am, stride_ad, scale2, shift, D, BLOCK_M,
-                           BLOCK_N, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+        c_here = logsumexp(column_sums, groups, B, A, first, N, M, -label_offset, b_ids, a_ids,
+                           scale2, shift, D, BLOCK, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
         tl.store(c + rows, c_here, mask=rows < N)
         entropy += c_here
     # The labelled pairs' similarities are the diagonal of a tile of their own.
-    S = similarities(A, B, rows, rows + label_offset, M, N, stride_am, stride_ad, stride_bn,
-                     stride_bd, scale2, D, BLOCK_M, BLOCK_M, BLOCK_K, PRECISION)
+    S = similarities(A, B, first, first + label_offset, scale2, D, BLOCK, BLOCK, BLOCK_K, PRECISION)
     pair = (rows[:, None] == rows[None, :]) & (rows < M)[:, None]
     loss = tl.sum(tl.where(pair, entropy[:, None] - (2 if BOTH else 1) * S, 0.0))
-    tl.store(losses + block, loss * (weight / LOG2E))
+    tl.store(losses + tl.program_id(0), loss * (weight / LOG2E))
 
 
 # ------------------------------------------------------------------------------ backward
@@ -274,41 +263,38 @@ def softmax_gradient(S, rows, columns, r_here, c, N, label_offset, ROWS: tl.cons
 
 
 @triton.jit
-def gradient_kernel(A, B, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts, M, N,
-                    label_offset, weight, stride_am, stride_ad, stride_bn, stride_bd,
-                    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-                    COLUMNS: tl.constexpr, SCALE: tl.constexpr, HAS_IDS: tl.constexpr,
-                    RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts,
+                    M, N, label_offset, weight, D: tl.constexpr, BLOCK_M: tl.constexpr,
+                    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+                    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALE: tl.constexpr,
+                    HAS_IDS: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """dA (M, D) = scale · upstream · weight · G B, a block of rows and a slice of features.
 
-    If SCALE, scale_parts (blocks, slices) receive the shares of ds. Grid (blocks, slices).
+    A_slices and B_slices are A and B in tiles BLOCK_D wide. If SCALE, scale_parts (blocks, slices)
+    receive the shares of ds. Grid (blocks, slices).
     """
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    features = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    first_row, first_feature = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
+    rows, features = first_row + tl.arange(0, BLOCK_M), first_feature + tl.arange(0, BLOCK_D)
     scale_value = tl.load(scale)
     scale2 = scale_value * LOG2E
-    BOOST: tl.constexpr = 1024.0 if B.dtype.element_ty == tl.float16 else 1.0
+    BOOST: tl.constexpr = 1024.0 if dA.dtype.element_ty == tl.float16 else 1.0
     r_here = tl.load(r + rows, mask=(rows < M) & ROWS, other=0.0)
     gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first_column in range(0, N, BLOCK_N):
         columns = first_column + tl.arange(0, BLOCK_N)
-        S = similarities(A, B, rows, columns, M, N, stride_am, stride_ad, stride_bn, stride_bd,
-                         scale2, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+        S = similarities(A, B, first_row, first_column, scale2, D, BLOCK_M, BLOCK_N, BLOCK_K,
+                         PRECISION)
         S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
         G = softmax_gradient(S, rows, columns, r_here, c, N, label_offset, ROWS, COLUMNS)
-        b = B + tl.minimum(columns, N - 1).to(tl.int64)[:, None] * stride_bn
-        b_tile = tl.load(b + features[None, :] * stride_bd, mask=features[None, :] < D, other=0.0)
-        gradient = tl.dot((G * BOOST).to(b_tile.dtype), b_tile, gradient,
-                          input_precision=PRECISION)
+        b = B_slices.load([first_column, first_feature])  # (BLOCK_N, BLOCK_D)
+        gradient = tl.dot((G * BOOST).to(b.dtype), b, gradient, input_precision=PRECISION)
     gradient *= tl.load(upstream) * weight / BOOST
-    here = (rows < M)[:, None] & (features < D)[None, :]
-    if SCALE:
-        a = A + rows.to(tl.int64)[:, None] * stride_am + features[None, :] * stride_ad
-        share = tl.sum(gradient * tl.load(a, mask=here, other=0.0))
+    if SCALE:  # rows and features beyond the edge are zero in A
+        share = tl.sum(gradient * A_slices.load([first_row, first_feature]))
         tl.store(scale_parts + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), share)
     out = dA + rows.to(tl.int64)[:, None] * D + features[None, :]
-    tl.store(out, (gradient * scale_value).to(dA.dtype.element_ty), mask=here)
+    tl.store(out, (gradient * scale_value).to(dA.dtype.element_ty),
+             mask=(rows < M)[:, None] & (features < D)[None, :])
 
 
 # ------------------------------------------------------------------------------ launching
@@ -324,9 +310,30 @@ def launch_options(I, image_ids):  # noqa: E741
             for kernel, options in tiles(I.dtype, I.shape[1], architecture).items()}
 
 
-def ragged(options, rows, columns):
-    """Whether any tile has an edge of S within it."""
-    return {"RAGGED": bool(rows % options["BLOCK_M"] or columns % options["BLOCK_N"])}
+def tile_shape(options):
+    """BLOCK_M, BLOCK_N, BLOCK_K."""
+    return options["BLOCK_M"], options["BLOCK_N"], options["BLOCK_K"]
+
+
+def ragged(rows, height, columns, width):
+    """Whether some tile (height, width) has an edge of S (rows, columns) within it."""
+    return bool(rows % height or columns % width)
+
+
+def aligned(features):
+    """These features, or a copy, as a descriptor takes them: each row in a piece, on 16 bytes."""
+    unit = 16 // features.itemsize
+    rows, column = features.stride()
+    if column == 1 and rows >= features.shape[1] and rows % unit == features.data_ptr() % 16 == 0:
+        return features
+    N, D = features.shape
+    return features.new_empty(N, triton.cdiv(D, unit) * unit)[:, :D].copy_(features)
+
+
+def in_tiles(features, rows, columns):
+    """A descriptor of aligned features, of which tiles (rows, columns) are loaded."""
+    shape, strides = list(features.shape), list(features.stride())
+    return TensorDescriptor(features, shape, strides, [rows, columns])
 
 
 def on(tensor):
@@ -337,48 +344,56 @@ def on(tensor):
 def forward(I, T, scale, labels):  # noqa: E741
     """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2."""
     label_offset, both, image_ids, text_ids = labels
-    M, N = len(I), len(T)
+    I, T, M, N = aligned(I), aligned(T), len(I), len(T)  # noqa: E741
     launch = launch_options(I, image_ids)
-    sums, finish = launch["sums"], launch["finish"]
-    blocks = triton.cdiv(M, sums["BLOCK_M"])
+    options, height, width, k = (launch["sums"], *tile_shape(launch["sums"]))
+    blocks = triton.cdiv(M, height)
     groups = min(blocks, 2 if INTERPRETED else GROUPS)
-    splits = min(triton.cdiv(N, sums["BLOCK_N"]), max(1, GROUPS // blocks))
-    finishers = triton.cdiv(M, finish["BLOCK_M"])
+    splits = min(triton.cdiv(N, width), max(1, GROUPS // blocks))
     row_sums = scale.new_empty(splits, M)
     column_sums = scale.new_zeros(groups, N) if both else row_sums
+    finish, square = launch["finish"], launch["finish"]["BLOCK"]
+    finishers = triton.cdiv(M, square)
     r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(finishers)
     room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
     weight = 1 / (2 * N) if both else 1 / M
-    strides = I.stride() + T.stride()
     with on(I):
         sums_kernel[groups, splits](
-            I, T, scale, image_ids, text_ids, row_sums, column_sums, M, N, label_offset,
-            room, *strides, BOTH=both, **ragged(sums, M, N), **sums)
+            in_tiles(I, height, k), in_tiles(T, width, k), scale, image_ids, text_ids, row_sums,
+            column_sums, M, N, label_offset, room, BOTH=both, RAGGED=ragged(M, height, N, width),
+            **options)
         finish_kernel[finishers,](
-            I, T, scale, image_ids, text_ids, row_sums, column_sums, splits, groups, r, c, losses,
-            M, N, label_offset, room, weight, *strides, BOTH=both, **ragged(finish, M, N), **finish)
+            in_tiles(I, square, k), in_tiles(T, square, k), scale, image_ids, text_ids, row_sums,
+            column_sums, splits, groups, r, c, losses, M, N, label_offset, room, weight, BOTH=both,
+            RAGGED=ragged(M, square, N, square), **finish)
     return losses.sum(), r, c
 
 
 def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
     label_offset, both, image_ids, text_ids = labels
-    M, N, D = len(I), len(T), I.shape[1]
+    I, T, M, N, D = aligned(I), aligned(T), len(I), len(T), I.shape[1]  # noqa: E741
     options = launch_options(I, image_ids)["gradient"]
-    slices = triton.cdiv(D, options["BLOCK_D"])
+    height, width, k = tile_shape(options)
+    wide = options["BLOCK_D"]
+    slices = triton.cdiv(D, wide)
     dI, dT = I.new_empty(M, D), T.new_empty(N, D)
-    blocks_i, blocks_t = (triton.cdiv(n, options["BLOCK_M"]) for n in (M, N))
+    blocks_i, blocks_t = (triton.cdiv(n, height) for n in (M, N))
     scale_parts = scale.new_empty(blocks_i * slices)
     weight = 1 / (2 * N) if both else 1 / M
     upstream = upstream.to(scale.dtype)
 
+    def features(A, B):
+        return (in_tiles(A, height, k), in_tiles(B, width, k), in_tiles(A, height, wide),
+                in_tiles(B, width, wide))
+
     with on(I):
         gradient_kernel[blocks_i, slices](
-            I, T, scale, upstream, r, c, image_ids, text_ids, dI, scale_parts, M, N, label_offset,
-            weight, *I.stride(), *T.stride(), ROWS=True, COLUMNS=both, SCALE=True,
-            **ragged(options, M, N), **options)
+            *features(I, T), scale, upstream, r, c, image_ids, text_ids, dI, scale_parts, M, N,
+            label_offset, weight, ROWS=True, COLUMNS=both, SCALE=True,
+            RAGGED=ragged(M, height, N, width), **options)
         gradient_kernel[blocks_t, slices](  # rows of Sᵀ are the columns of S
-            T, I, scale, upstream, c, r, text_ids, image_ids, dT, scale_parts, N, M, -label_offset,
-            weight, *T.stride(), *I.stride(), ROWS=both, COLUMNS=True, SCALE=False,
-            **ragged(options, N, M), **options)
+            *features(T, I), scale, upstream, c, r, text_ids, image_ids, dT, scale_parts, N, M,
+            -label_offset, weight, ROWS=both, COLUMNS=True, SCALE=False,
+            RAGGED=ragged(N, height, M, width), **options)
     return dI, dT, scale_parts.sum()

@@ -3,8 +3,8 @@
 Without CUDA, Triton's kernels run in its interpreter (conftest.py sets TRITON_INTERPRET=1): the
 same source and the same tests, tile by tile in NumPy. The rule, word for word in kernel_truth.py:
 the largest error of the loss and of each gradient is at most twice that of plain PyTorch ("dense")
-at the same precision, plus 4 ulp of the largest |S| as float32, carried through to the result, and
-for 16-bit features the rounding of G and of the result.
+at the same precision, plus 4 ulp of the largest |S| and √N / 2 of 1 as float32, carried through,
+and for 16-bit features the rounding of G and of the result.
 """
 
 import dataclasses
@@ -167,6 +167,20 @@ def test_strides(backend):
     texts = case.texts.repeat_interleave(2, 1)[:, ::2]
     assert images.stride() == (1, 70) and texts.stride() == (40, 2)
     check(dataclasses.replace(case, images=images, texts=texts), backend)
+
+
+@pytest.mark.parametrize("_", [TRITON])
+def test_rows_are_copied_only_where_a_descriptor_cannot_take_them(_):
+    """Pieces of memory that begin on 16 bytes: 4 float32, 8 of 16 bits."""
+    from miniclip_kernels.triton_loss import aligned
+
+    x = torch.arange(96.0, device=DEVICE).reshape(6, 16)
+    for fits in (x, x[2:], x[:, 4:9], x[::2], x.half()[:, 8:], x[:, :3]):
+        assert aligned(fits) is fits
+    for unfit in (x.T, x[:, 1:], x[:, ::2], x[:1, :5].expand(6, 5), x.half()[:, 4:],
+                  x.flatten()[:90].reshape(18, 5)):
+        copy = aligned(unfit)
+        assert copy is not unfit and copy.equal(unfit) and aligned(copy) is copy
 
 
 @EACH

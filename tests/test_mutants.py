@@ -43,16 +43,16 @@ ALL = ["loss", *GRADIENTS]
 MUTANTS = {
     "the factor 1/2 is missing in the loss": (
         "triton", "square", ["loss"],
-        ("    weight = 1 / (2 * N) if both else 1 / M\n    strides",
-         "    weight = 1 / N if both else 1 / M\n    strides")),
+        ("    weight = 1 / (2 * N) if both else 1 / M\n    with",
+         "    weight = 1 / N if both else 1 / M\n    with")),
     "the factor 1/2 is missing in the gradients": (
         "triton", "square", GRADIENTS,
         ("    weight = 1 / (2 * N) if both else 1 / M\n    upstream",
          "    weight = 1 / N if both else 1 / M\n    upstream")),
     "1/N is missing in the loss": (
         "triton", "square", ["loss"],
-        ("    weight = 1 / (2 * N) if both else 1 / M\n    strides",
-         "    weight = 0.5\n    strides")),
+        ("    weight = 1 / (2 * N) if both else 1 / M\n    with",
+         "    weight = 0.5\n    with")),
     "1/N is missing in the gradients": (
         "triton", "square", GRADIENTS,
         ("    weight = 1 / (2 * N) if both else 1 / M\n    upstream",
@@ -81,8 +81,8 @@ MUTANTS = {
          "S = tl.where((rows <= M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))")),
     "the last feature is masked": (
         "triton", "square", ALL,
-        ("tl.load(a + k[None, :] * stride_ad, mask=k[None, :] < D, other=0.0)",
-         "tl.load(a + k[None, :] * stride_ad, mask=k[None, :] < D - 1, other=0.0)")),
+        ("    shape, strides = list(features.shape),",
+         "    shape, strides = [len(features), features.shape[1] - 1],")),
     "the diagonal is subtracted after the cast": (
         "triton", "sure", ["dI", "dT"],
         ("return tl.where(pair, G - (ROWS + COLUMNS), G)",
@@ -100,12 +100,11 @@ MUTANTS = {
         ("if tl.min(good.to(tl.int32)) == 0:", "if tl.min(good.to(tl.int32)) == 2:")),
     "the label offset is ignored in the loss": (
         "triton", "part", ["loss"],
-        ("S = similarities(A, B, rows, rows + label_offset, M, N,",
-         "S = similarities(A, B, rows, rows, M, N,")),
+        ("S = similarities(A, B, first, first + label_offset,",
+         "S = similarities(A, B, first, first,")),
     "the label offset is ignored in dT": (
         "triton", "part", ["dT"],
-        ("c, r, text_ids, image_ids, dT, scale_parts, N, M, -label_offset,",
-         "c, r, text_ids, image_ids, dT, scale_parts, N, M, 0,")),
+        ("            -label_offset, weight, ROWS=both", "            0, weight, ROWS=both")),
     "ids are ignored": (
         "triton", "captions", ALL,
         ("\"HAS_IDS\": image_ids is not None", "\"HAS_IDS\": False")),
