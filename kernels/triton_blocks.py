@@ -29,6 +29,7 @@ from miniclip_kernels.triton_loss import (
     INTERPRETED,
     LOG2E,
     aligned,
+    boost,
     in_tiles,
     launch_options,
     leave_out,
@@ -44,11 +45,11 @@ GROUP = tl.constexpr(8)  # rows of tiles that are walked together: what they rea
 
 
 @triton.jit
-def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, boost, stride_g,
+def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, stride_g,
                  D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                 BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, HAS_IDS: tl.constexpr,
-                 RAGGED: tl.constexpr, PRECISION: tl.constexpr):
-    """boost · G (M, N), in the features' type: a program writes a tile. Grid (tiles,)."""
+                 BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, BOOST: tl.constexpr,
+                 HAS_IDS: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+    """BOOST · G (M, N), in the features' type: a program writes a tile. Grid (tiles,)."""
     tile, across = tl.program_id(0), tl.cdiv(N, BLOCK_N)
     group = tile // (GROUP * across)
     height = tl.minimum(tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)
@@ -59,7 +60,7 @@ def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, boost, 
                      BLOCK_K, PRECISION)
     S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
     r_here = tl.load(r + rows, mask=rows < M, other=0.0)
-    entries = softmax_gradient(S, rows, columns, r_here, c, N, label_offset, True, COLUMNS) * boost
+    entries = softmax_gradient(S, rows, columns, r_here, c, N, label_offset, True, COLUMNS) * BOOST
     tl.store(G + rows[:, None] * stride_g + columns[None, :], entries.to(G.dtype.element_ty),
              mask=(rows < M)[:, None] & (columns < N)[None, :])
 
@@ -84,9 +85,9 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
     label_offset, both, image_ids, text_ids = labels
     A, B, (M, D), N = aligned(I), aligned(T), I.shape, len(T)  # for our kernel; cuBLAS takes any
-    options = launch_options(I, image_ids)["block"]
-    boost = 1024.0 if I.dtype == torch.float16 else 1.0
-    factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / boost)
+    constants = {"COLUMNS": both, "BOOST": boost(I.dtype)}
+    options = launch_options(I, image_ids)["block"] | constants
+    factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / options["BOOST"])
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
     G = I.new_empty(vertical[0].stop, horizontal[0].stop)
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
@@ -98,7 +99,7 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
             write(block, A[rows], B[columns], scale, r[rows], c[columns] if both else c,
                   [x[here] if x is not None else None for x, here in ((image_ids, rows),
                                                                       (text_ids, columns))],
-                  label_offset + rows.start - columns.start, boost, options | {"COLUMNS": both})
+                  label_offset + rows.start - columns.start, options)
             add_product(sums, block, T[columns], first=columns.start == 0)
             add_product(sum_T[columns], block.T, I[rows], first=rows.start == 0)
         ds += torch.dot(sums.flatten(), I[rows].to(sums.dtype).flatten())  # Σ_i ⟨(G T)_i, I_i⟩
@@ -107,11 +108,11 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     return dI, dT, ds * factor
 
 
-def write(block, I, T, scale, r, c, ids, label_offset, boost, options):  # noqa: E741
-    """One block of boost · G, from its own rows of I, T, r, c and ids."""
+def write(block, I, T, scale, r, c, ids, label_offset, options):  # noqa: E741
+    """One block of BOOST · G, from its own rows of I, T, r, c and ids."""
     M, N = block.shape
     height, width, k = tile_shape(options)
     with on(I):
         block_kernel[triton.cdiv(M, height) * triton.cdiv(N, width),](
             in_tiles(I, height, k), in_tiles(T, width, k), scale, r, c, *ids, block, M, N,
-            label_offset, boost, block.stride(0), RAGGED=ragged(M, height, N, width), **options)
+            label_offset, block.stride(0), RAGGED=ragged(M, height, N, width), **options)

@@ -29,14 +29,14 @@ Three kernels. Each walks over S in tiles that live in registers and are forgott
                                                           with the roles of I and T exchanged, for
                                                           dT: S becomes Sᵀ.
 
-For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products; the least without keeping S is 4.
+For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products; the least without keeping S is 4,
+which is what `triton_blocks` needs.
 
 Where the precision is. Products of 16-bit features are exact in float32, sums, logarithms and
 accumulators are float32, the exponentials base 2 (the hardware's own). G is formed in float32, its
 diagonal's 1 subtracted *before* the cast to the features' type: after it, a probability of 0.99
 would leave 0.01 with an error of 0.004. Factors (s, 1/N, what comes from above) are applied to the
-accumulator at the very end; in float16, whose smallest normal number is 6e-5, G is cast 1,024 times
-too large.
+accumulator at the very end; in float16 G is cast 1,024 times too large (`boost`).
 
 Without maxima. exp S may overflow. For unit vectors S ≤ s is known beforehand, so a fixed shift can
 be taken out of every exponential, 2^(S' − shift) with S' = S · log₂e: as much as keeps the largest
@@ -267,7 +267,8 @@ def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_id
                     M, N, label_offset, weight, D: tl.constexpr, BLOCK_M: tl.constexpr,
                     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
                     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALE: tl.constexpr,
-                    HAS_IDS: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+                    BOOST: tl.constexpr, HAS_IDS: tl.constexpr, RAGGED: tl.constexpr,
+                    PRECISION: tl.constexpr):
     """dA (M, D) = scale · upstream · weight · G B, a block of rows and a slice of features.
 
     A_slices and B_slices are A and B in tiles BLOCK_D wide. If SCALE, scale_parts (blocks, slices)
@@ -277,7 +278,6 @@ def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_id
     rows, features = first_row + tl.arange(0, BLOCK_M), first_feature + tl.arange(0, BLOCK_D)
     scale_value = tl.load(scale)
     scale2 = scale_value * LOG2E
-    BOOST: tl.constexpr = 1024.0 if dA.dtype.element_ty == tl.float16 else 1.0
     r_here = tl.load(r + rows, mask=(rows < M) & ROWS, other=0.0)
     gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first_column in range(0, N, BLOCK_N):
@@ -310,6 +310,11 @@ def launch_options(I, image_ids):  # noqa: E741
             for kernel, options in tiles(I.dtype, I.shape[1], architecture).items()}
 
 
+def boost(dtype):
+    """What G is multiplied by before it is cast: float16's smallest normal number is 6e-5."""
+    return 1024.0 if dtype == torch.float16 else 1.0
+
+
 def tile_shape(options):
     """BLOCK_M, BLOCK_N, BLOCK_K."""
     return options["BLOCK_M"], options["BLOCK_N"], options["BLOCK_K"]
@@ -323,10 +328,9 @@ def ragged(rows, height, columns, width):
 def aligned(features):
     """These features, or a copy, as a descriptor takes them: each row in a piece, on 16 bytes."""
     unit = 16 // features.itemsize
-    rows, column = features.stride()
-    if column == 1 and rows >= features.shape[1] and rows % unit == features.data_ptr() % 16 == 0:
+    (N, D), (row, feature) = features.shape, features.stride()
+    if feature == 1 and row >= D and row % unit == 0 and features.data_ptr() % 16 == 0:
         return features
-    N, D = features.shape
     return features.new_empty(N, triton.cdiv(D, unit) * unit)[:, :D].copy_(features)
 
 
@@ -346,13 +350,13 @@ def forward(I, T, scale, labels):  # noqa: E741
     label_offset, both, image_ids, text_ids = labels
     I, T, M, N = aligned(I), aligned(T), len(I), len(T)  # noqa: E741
     launch = launch_options(I, image_ids)
-    options, height, width, k = (launch["sums"], *tile_shape(launch["sums"]))
+    sums, finish, square = launch["sums"], launch["finish"], launch["finish"]["BLOCK"]
+    height, width, k = tile_shape(sums)
     blocks = triton.cdiv(M, height)
     groups = min(blocks, 2 if INTERPRETED else GROUPS)
     splits = min(triton.cdiv(N, width), max(1, GROUPS // blocks))
     row_sums = scale.new_empty(splits, M)
     column_sums = scale.new_zeros(groups, N) if both else row_sums
-    finish, square = launch["finish"], launch["finish"]["BLOCK"]
     finishers = triton.cdiv(M, square)
     r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(finishers)
     room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
@@ -361,7 +365,7 @@ def forward(I, T, scale, labels):  # noqa: E741
         sums_kernel[groups, splits](
             in_tiles(I, height, k), in_tiles(T, width, k), scale, image_ids, text_ids, row_sums,
             column_sums, M, N, label_offset, room, BOTH=both, RAGGED=ragged(M, height, N, width),
-            **options)
+            **sums)
         finish_kernel[finishers,](
             in_tiles(I, square, k), in_tiles(T, square, k), scale, image_ids, text_ids, row_sums,
             column_sums, splits, groups, r, c, losses, M, N, label_offset, room, weight, BOTH=both,
@@ -373,7 +377,7 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
     label_offset, both, image_ids, text_ids = labels
     I, T, M, N, D = aligned(I), aligned(T), len(I), len(T), I.shape[1]  # noqa: E741
-    options = launch_options(I, image_ids)["gradient"]
+    options = launch_options(I, image_ids)["gradient"] | {"BOOST": boost(I.dtype)}
     height, width, k = tile_shape(options)
     wide = options["BLOCK_D"]
     slices = triton.cdiv(D, wide)

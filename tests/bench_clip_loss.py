@@ -173,6 +173,11 @@ def inputs(N, D, cuda):
     return [x.requires_grad_() for x in made]
 
 
+def in_a_line(error) -> str:
+    """How something failed, as a figure's place holds it."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 160)
+
+
 @dataclass
 class Cell:
     """One implementation, one pass, one N and D: what is called, and what was found."""
@@ -197,8 +202,7 @@ class Cell:
             try:
                 work(self, cuda)
             except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                self.error = textwrap.shorten(reason, 160)
+                self.error = in_a_line(error)
 
     def row(self, peak):
         """As results/DEVICE.json keeps it; peak in TFLOP/s."""
@@ -342,6 +346,11 @@ def machine(cuda) -> dict:
             "peak_tflops": peak, "copy_gb_s": copy, "rows": []}
 
 
+def file_name(device) -> str:
+    """Of a device's record."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", device).strip("-") + ".json"
+
+
 def write(record, path):
     """A line for each row; the whole file or, if cut off, the one before."""
     head = json.dumps(record | {"rows": []}, indent=1).removesuffix("]\n}")
@@ -373,7 +382,7 @@ def show(row):
 def benchmark(cuda, sizes, impls, folder) -> Path:
     """Measure, print and write, step by step: a run that is cut off has lost its last step."""
     losses, record = GPU_IMPLS if cuda else CPU_IMPLS, machine(cuda)
-    path = folder / (re.sub(r"[^A-Za-z0-9_]+", "-", record["device"]).strip("-") + ".json")
+    path = folder / file_name(record["device"])
     print(f"{record['device']}, torch {record['torch']}: matrix product "
           f"{record['peak_tflops']:,g} TFLOP/s, copy {record['copy_gb_s']:,g} GB/s\n"
           f"{'':36} {'N':>9} {'D':>5}  {'ms p20':>9} {'p50':>9} {'p80':>9} {'extra MB':>10} "

@@ -180,7 +180,7 @@ def test_candidates_are_tried_and_the_kernels_left_as_they_were(_, quick, monkey
     import tune_clip_loss as tune
     from miniclip_kernels import triton_blocks, triton_loss
 
-    monkeypatch.setattr(benchmark, "D", 16)
+    monkeypatch.setattr(tune, "D", 16)
     monkeypatch.setattr(tune, "SECONDS", 0.0)
     candidates = [{}, {"BLOCK_M": 32}, {"BLOCK_N": 48}, {"BLOCK": 32}, {"GROUPS": 1}]
     monkeypatch.setattr(tune, "CANDIDATES", dict.fromkeys(("sums", "block"), candidates))

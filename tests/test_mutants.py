@@ -126,14 +126,14 @@ MUTANTS = {
         "blocks", "square", GRADIENTS,
         ("factor = upstream.to(scale.dtype) *", "factor = torch.ones_like(scale) *")),
     "blocks: there are no columns": (
-        "blocks", "square", GRADIENTS, ("{\"COLUMNS\": both}", "{\"COLUMNS\": False}")),
+        "blocks", "square", GRADIENTS, ("\"COLUMNS\": both", "\"COLUMNS\": False")),
     "blocks: the last row is not written": (
         "blocks", "square", GRADIENTS,
         ("mask=(rows < M)[:, None] & (columns < N)",
          "mask=(rows < M - 1)[:, None] & (columns < N)")),
     "blocks: the label offset is that of the whole": (
         "blocks", "part", GRADIENTS,
-        ("label_offset + rows.start - columns.start, boost", "label_offset, boost")),
+        ("label_offset + rows.start - columns.start,", "label_offset,")),
     "blocks: the first block of rows has the columns of all": (
         "blocks", "square", GRADIENTS, ("c[columns] if both else c", "c")),
     "blocks: each block begins the sums of the texts anew": (
@@ -143,7 +143,7 @@ MUTANTS = {
         "blocks", "square", ["dI", "ds"],
         ("block, T[columns], first=columns.start == 0)", "block, T[columns], first=True)")),
     "blocks: the boost stays in": (
-        "blocks", "sure", GRADIENTS, (" / boost)\n", ")\n")),
+        "blocks", "sure", GRADIENTS, (" / options[\"BOOST\"])\n", ")\n")),
     "blocks: ids of the first columns": (
         "blocks", "captions", GRADIENTS, ("x[here] if x is not None", "x if x is not None")),
     "blocks: the tiles' order forgets the last rows": (

@@ -15,7 +15,17 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from bench_clip_loss import RESULTS, D, inputs, machine, positive, times, write
+from bench_clip_loss import (
+    RESULTS,
+    D,
+    file_name,
+    in_a_line,
+    inputs,
+    machine,
+    positive,
+    times,
+    write,
+)
 from miniclip_kernels import triton_blocks, triton_loss
 from miniclip_kernels.clip_loss import Labels
 
@@ -79,7 +89,7 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
             rough = np.median(times(call, 2, cuda))
             ms = 1000 * np.median(times(call, max(3, min(int(SECONDS / rough), 100)), cuda))
     except Exception as error:  # any of Triton's, PyTorch's or the driver's
-        return row | {"error": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
+        return row | {"error": in_a_line(error)}
     N, width = features[0].shape
     share = (2 if kernel == "sums" else 6) * N * N * width / (ms * 1e9 * peak)
     return row | {"ms_p50": float(f"{ms:.4g}"), "share_of_peak": round(share, 4), "error": None}
@@ -87,12 +97,12 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
 
 def tune(N, kernels, folder, cuda=True):
     """Try all candidates of these kernels, print each, and write them all, best first."""
-    record, rows = machine(cuda) | {"N": N, "D": D}, []
-    del record["rows"]  # to be the last
-    record["rows"] = rows
+    record = machine(cuda)
+    rows = record.pop("rows")
+    record |= {"N": N, "D": D, "rows": rows}
     print(f"{record['device']}, {record['peak_tflops']:,g} TFLOP/s, N={N:,}, D={D}")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{'-'.join(record['device'].replace(',', '').split())}.json"
+    path = folder / file_name(record["device"])
     features = [x.detach() for x in inputs(N, D, cuda)]
     for kernel in kernels:
         for candidate in CANDIDATES[kernel]:
