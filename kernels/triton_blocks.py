@@ -30,6 +30,7 @@ from miniclip_kernels.triton_loss import (
     LOG2E,
     aligned,
     boost,
+    descriptor,
     in_tiles,
     launch_options,
     leave_out,
@@ -45,11 +46,13 @@ GROUP = tl.constexpr(8)  # rows of tiles that are walked together: what they rea
 
 
 @triton.jit
-def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, stride_g,
-                 D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                 BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, BOOST: tl.constexpr,
-                 HAS_IDS: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, D: tl.constexpr,
+                 BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                 COLUMNS: tl.constexpr, BOOST: tl.constexpr, HAS_IDS: tl.constexpr,
+                 RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """BOOST · G (M, N), in the features' type: a program writes a tile. Grid (tiles,)."""
+    A, B = descriptor(A, M, D, BLOCK_M, BLOCK_K), descriptor(B, N, D, BLOCK_N, BLOCK_K)
+    G = descriptor(G, M, N, BLOCK_M, BLOCK_N)
     tile, across = tl.program_id(0), tl.cdiv(N, BLOCK_N)
     group = tile // (GROUP * across)
     height = tl.minimum(tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)
@@ -60,9 +63,9 @@ def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, stride_
                      BLOCK_K, PRECISION)
     S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
     r_here = tl.load(r + rows, mask=rows < M, other=0.0)
-    entries = softmax_gradient(S, rows, columns, r_here, c, N, label_offset, True, COLUMNS) * BOOST
-    tl.store(G + rows[:, None] * stride_g + columns[None, :], entries.to(G.dtype.element_ty),
-             mask=(rows < M)[:, None] & (columns < N)[None, :])
+    entries = softmax_gradient(S, first_row, first_column, r_here, c, N, label_offset, True,
+                               COLUMNS) * BOOST
+    G.store([first_row, first_column], entries.to(G.dtype))  # nothing beyond the edge
 
 
 def stretches(length, most) -> list[slice]:
@@ -89,7 +92,7 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     options = launch_options(I, image_ids)["block"] | constants
     factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / options["BOOST"])
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
-    G = I.new_empty(vertical[0].stop, horizontal[0].stop)
+    G = I.new_empty(vertical[0].stop, triton.cdiv(horizontal[0].stop, 16) * 16)  # as `aligned`
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
     dI, dT, ds = I.new_empty(M, D), T.new_empty(N, D), torch.zeros_like(scale)
     for rows in vertical:
@@ -114,5 +117,6 @@ def write(block, I, T, scale, r, c, ids, label_offset, options):  # noqa: E741
     height, width, k = tile_shape(options)
     with on(I):
         block_kernel[triton.cdiv(M, height) * triton.cdiv(N, width),](
-            in_tiles(I, height, k), in_tiles(T, width, k), scale, r, c, *ids, block, M, N,
-            label_offset, block.stride(0), RAGGED=ragged(M, height, N, width), **options)
+            in_tiles(I, height, k), in_tiles(T, width, k), scale, r, c, *ids,
+            in_tiles(block, height, width), M, N, label_offset,
+            RAGGED=ragged(M, height, N, width), **options)

@@ -113,7 +113,17 @@ def tiles(dtype, D, architecture):
 # In all that follows A (M, D) and B (N, D) are I and T, or T and I: rows of S belong to A, columns
 # to B, and the pair of row i is column i + label_offset. They are tensor descriptors: base, shape
 # and strides in one, of which a whole tile is loaded, by hardware on Hopper and later. What lies
-# beyond the edge is read as zero.
+# beyond the edge is read as zero. `in_tiles` makes what a kernel is given, `descriptor` takes it.
+
+
+@triton.jit
+def descriptor(X, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """X; or where it is (base, stride in 16 bytes), a descriptor that is compiled to pointers."""
+    if isinstance(X, tl.tensor_descriptor):
+        return X
+    else:
+        unit: tl.constexpr = 128 // X[0].dtype.element_ty.primitive_bitwidth
+        return tl.make_tensor_descriptor(X[0], [M, N], [X[1] * unit, 1], [BLOCK_M, BLOCK_N])
 
 
 @triton.jit
@@ -153,6 +163,7 @@ def sums_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, M, N, label_of
 
     Grid (groups, splits). column_sums must be zero before.
     """
+    A, B = descriptor(A, M, D, BLOCK_M, BLOCK_K), descriptor(B, N, D, BLOCK_N, BLOCK_K)
     group, groups = tl.program_id(0), tl.num_programs(0)
     split, splits = tl.program_id(1), tl.num_programs(1)
     scale2 = tl.load(scale) * LOG2E
@@ -221,6 +232,7 @@ def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, grou
 
     Tiles are BLOCK × BLOCK: rows and columns change their roles.
     """
+    A, B = descriptor(A, M, D, BLOCK, BLOCK_K), descriptor(B, N, D, BLOCK, BLOCK_K)
     first = tl.program_id(0) * BLOCK
     rows = first + tl.arange(0, BLOCK)
     scale2 = tl.load(scale) * LOG2E
@@ -245,20 +257,22 @@ def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, grou
 
 
 @triton.jit
-def softmax_gradient(S, rows, columns, r_here, c, N, label_offset, ROWS: tl.constexpr,
+def softmax_gradient(S, first_row, first_column, r_here, c, N, label_offset, ROWS: tl.constexpr,
                      COLUMNS: tl.constexpr):
     """A tile of G, (BLOCK_M, BLOCK_N) float32, from that of S'; r_here (BLOCK_M,) are its rows' r.
 
     G has a softmax over each row if ROWS, over each column if COLUMNS, and minus as many at the
-    pair.
+    pair, also where that lies beyond the edge: B has zeros there.
     """
-    G = tl.zeros(S.shape, tl.float32)
+    row, column = tl.arange(0, S.shape[0]), tl.arange(0, S.shape[1])  # within the tile
     if ROWS:
-        G += tl.exp2(S - r_here[:, None])
+        G = tl.exp2(S - r_here[:, None])
     if COLUMNS:
+        columns = first_column + column
         c_here = tl.load(c + columns, mask=columns < N, other=0.0)
-        G += tl.exp2(S - c_here[None, :])
-    pair = (rows[:, None] + label_offset == columns[None, :]) & (columns < N)[None, :]
+        Q = tl.exp2(S - c_here[None, :])
+        G = G + Q if ROWS else Q
+    pair = row[:, None] + (first_row + label_offset - first_column) == column[None, :]
     return tl.where(pair, G - (ROWS + COLUMNS), G)  # in float32, before the cast
 
 
@@ -274,6 +288,9 @@ def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_id
     A_slices and B_slices are A and B in tiles BLOCK_D wide. If SCALE, scale_parts (blocks, slices)
     receive the shares of ds. Grid (blocks, slices).
     """
+    A, B = descriptor(A, M, D, BLOCK_M, BLOCK_K), descriptor(B, N, D, BLOCK_N, BLOCK_K)
+    A_slices = descriptor(A_slices, M, D, BLOCK_M, BLOCK_D)
+    B_slices = descriptor(B_slices, N, D, BLOCK_N, BLOCK_D)
     first_row, first_feature = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     rows, features = first_row + tl.arange(0, BLOCK_M), first_feature + tl.arange(0, BLOCK_D)
     scale_value = tl.load(scale)
@@ -285,7 +302,8 @@ def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_id
         S = similarities(A, B, first_row, first_column, scale2, D, BLOCK_M, BLOCK_N, BLOCK_K,
                          PRECISION)
         S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
-        G = softmax_gradient(S, rows, columns, r_here, c, N, label_offset, ROWS, COLUMNS)
+        G = softmax_gradient(S, first_row, first_column, r_here, c, N, label_offset, ROWS,
+                             COLUMNS)
         b = B_slices.load([first_column, first_feature])  # (BLOCK_N, BLOCK_D)
         gradient = tl.dot((G * BOOST).to(b.dtype), b, gradient, input_precision=PRECISION)
     gradient *= tl.load(upstream) * weight / BOOST
@@ -334,10 +352,17 @@ def aligned(features):
     return features.new_empty(N, triton.cdiv(D, unit) * unit)[:, :D].copy_(features)
 
 
+def has_descriptors(device):
+    """Whether it loads and stores tiles in hardware (Hopper and later), or is the interpreter."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def in_tiles(features, rows, columns):
-    """A descriptor of aligned features, of which tiles (rows, columns) are loaded."""
+    """Aligned features as a kernel takes them, to load or store tiles (rows, columns)."""
     shape, strides = list(features.shape), list(features.stride())
-    return TensorDescriptor(features, shape, strides, [rows, columns])
+    if has_descriptors(features.device):
+        return TensorDescriptor(features, shape, strides, [rows, columns])
+    return features, strides[0] * features.itemsize // 16
 
 
 def on(tensor):

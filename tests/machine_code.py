@@ -4,10 +4,10 @@
     python tests/machine_code.py 90 bf16 512 BLOCK_N=256 maxnreg=    other launch options
 
 Prints JSON, a line for each kernel, as `triton_loss.tiles` launches it: bytes of shared memory and
-of machine code, whether Hopper's (wgmma) or older GPUs' matrix instructions (mma) are there,
-registers of a thread, and spills: registers put into memory or fetched from there between the first
-matrix product and the last (counted for Hopper only). Where D is no multiple of 64 the kernels have
-ids and torn tiles.
+of machine code, whether there are Hopper's (wgmma) or older GPUs' matrix instructions (mma) and
+copies that nobody waits for (async), registers of a thread, and spills: registers put into memory
+or fetched from there between the first matrix product and the last (counted for Hopper only).
+Where D is no multiple of 64 the kernels have ids and torn tiles.
 """
 
 import json
@@ -26,11 +26,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TYPES = {"dA": "*{}", "G": "*{}", "a_ids": "*i64", "b_ids": "*i64", "room": "fp32",
+TYPES = {"dA": "*{}", "a_ids": "*i64", "b_ids": "*i64", "room": "fp32",
          "weight": "fp32"} | dict.fromkeys(
-    ("M", "N", "label_offset", "splits", "groups", "stride_g"), "i32")
-# Descriptors of features, and the tiles that are loaded of them.
-TILES = {"A": ("BLOCK_M", "BLOCK_K"), "B": ("BLOCK_N", "BLOCK_K"),
+    ("M", "N", "label_offset", "splits", "groups"), "i32")
+# Descriptors, and the tiles that are loaded or (G) stored.
+TILES = {"A": ("BLOCK_M", "BLOCK_K"), "B": ("BLOCK_N", "BLOCK_K"), "G": ("BLOCK_M", "BLOCK_N"),
          "A_slices": ("BLOCK_M", "BLOCK_D"), "B_slices": ("BLOCK_N", "BLOCK_D")}
 
 
@@ -48,10 +48,12 @@ def compiled(kernel, dtype, options, architecture, constants):
                  for name in names}
     for name in TILES.keys() & set(names):
         rows, columns = (options.get(x, options.get("BLOCK")) for x in TILES[name])
-        signature[name] = f"tensordesc<{dtype}[{rows},{columns}]>"
+        signature[name] = (f"tensordesc<{dtype}[{rows},{columns}]>" if architecture >= 90 else
+                           ("*" + dtype, "i32"))  # the base and a stride
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
-               if signature[name].startswith("*")
-               or name in ("M", "N", "stride_g")}
+               if signature[name][0] == "*" or name in ("M", "N")}
+    aligned |= {(i, 0): [["tt.divisibility", 16]] for i, name in enumerate(names)
+                if isinstance(signature[name], tuple)}
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()},
                        aligned)
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch)
@@ -67,7 +69,7 @@ def figures(kernel) -> dict:
     products = [i for i, line in enumerate(lines) if "GMMA" in line] or [0]
     return {"shared": kernel.metadata.shared, "cubin": len(kernel.asm["cubin"]),
             "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
-            "mma": "mma.sync" in kernel.asm["ptx"],
+            "mma": "mma.sync" in kernel.asm["ptx"], "async": "cp.async" in kernel.asm["ptx"],
             "registers": 1 + max(int(x) for line in lines for x in re.findall(r"\bR(\d+)", line)),
             "spills": sum("LDL" in x or "STL" in x for x in lines[products[0]:products[-1]])}
 

@@ -32,6 +32,7 @@ def test_it_compiles(dtype, D, architecture, tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     for name, kernel in json.loads(run.stdout).items():
         assert kernel["cubin"] > 0 and kernel["shared"] <= (KIB[architecture] - 1) * 1024, name
+        assert kernel["async"], f"{name} waits for each tile of the features to arrive"
         if dtype != "fp32" and architecture == 90:
             assert kernel["wgmma"], f"{name} does without Hopper's matrix instruction"
             assert kernel["spills"] == 0, f"{name} fetches registers from memory between products"

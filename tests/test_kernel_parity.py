@@ -183,6 +183,25 @@ def test_rows_are_copied_only_where_a_descriptor_cannot_take_them(_):
         assert copy is not unfit and copy.equal(unfit) and aligned(copy) is copy
 
 
+@pytest.mark.parametrize("backend", [TRITON, BLOCKS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda x: str(x)[6:])
+@pytest.mark.parametrize("M, N, D, options", [
+    (128, 128, 64, {}), (113, 203, 33, {"offset": 90}), (70, 70, 67, {"captions": 5}),
+    (1, 9, 5, {"offset": 8})], ids=str)
+@pytest.mark.skipif(DEVICE != "cpu", reason="a GPU takes the way that it has hardware for")
+def test_the_same_bits_without_hardware_for_descriptors(M, N, D, options, dtype, backend,
+                                                        monkeypatch):
+    """What GPUs older than Hopper are given."""
+    from miniclip_kernels import triton_loss
+
+    case = pairs(M, N, D, dtype=dtype, **options)
+    expected, ways = run(case, backend), []
+    monkeypatch.setattr(triton_loss, "has_descriptors", lambda device: ways.append(device))
+    found = run(case, backend)
+    assert len(ways) >= 7 and found.keys() == expected.keys()
+    assert all((x == expected[name]).all() for name, x in found.items())
+
+
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda x: str(x)[6:])
 @pytest.mark.parametrize("options", [

@@ -65,8 +65,8 @@ MUTANTS = {
         "triton", "square", ["loss"], ("entropy += c_here\n", "entropy += r_here\n")),
     "the gradient has no columns": (
         "triton", "square", GRADIENTS,
-        ("        G += tl.exp2(S - c_here[None, :])\n",
-         "        G += tl.exp2(S - c_here[None, :]) * 0\n")),
+        ("        Q = tl.exp2(S - c_here[None, :])\n",
+         "        Q = tl.exp2(S - c_here[None, :]) * 0\n")),
     "the last column is masked": (
         "triton", "square", ALL,
         ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
@@ -129,8 +129,8 @@ MUTANTS = {
         "blocks", "square", GRADIENTS, ("\"COLUMNS\": both", "\"COLUMNS\": False")),
     "blocks: the last row is not written": (
         "blocks", "square", GRADIENTS,
-        ("mask=(rows < M)[:, None] & (columns < N)",
-         "mask=(rows < M - 1)[:, None] & (columns < N)")),
+        ("            in_tiles(block, height, width),",
+         "            in_tiles(block[:-1], height, width),")),
     "blocks: the label offset is that of the whole": (
         "blocks", "part", GRADIENTS,
         ("label_offset + rows.start - columns.start,", "label_offset,")),
