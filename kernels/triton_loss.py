@@ -105,7 +105,8 @@ def tiles(dtype, D, architecture):
     cap = {"maxnreg": 128} if architecture[0] == 9 and dtype != torch.float32 else {}
     finish = {"BLOCK" if name == "BLOCK_M" else name: x for name, x in sums.items()
               if name != "BLOCK_N"}
-    return {"sums": sums | cap, "finish": finish, "block": sums, "gradient": sums | gradient}
+    return {"sums": sums | cap, "finish": finish, "block": sums | cap,
+            "gradient": sums | gradient}
 
 
 # ------------------------------------------------------------------------------ tiles of S
@@ -320,7 +321,7 @@ def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_id
 
 def launch_options(I, image_ids):  # noqa: E741
     """{kernel: what every launch is told}: its tiles, and the constants that all share."""
-    architecture = torch.cuda.get_device_capability(I.device) if I.is_cuda else (0, 0)
+    architecture = (0, 0) if INTERPRETED else torch.cuda.get_device_capability(I.device)
     tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch's own switch
     shared = {"D": I.shape[1], "HAS_IDS": image_ids is not None,
               "PRECISION": "tf32" if tf32 else "ieee"}
@@ -354,7 +355,7 @@ def aligned(features):
 
 def has_descriptors(device):
     """Whether it loads and stores tiles in hardware (Hopper and later), or is the interpreter."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    return INTERPRETED or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def in_tiles(features, rows, columns):

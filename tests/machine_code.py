@@ -3,11 +3,15 @@
     python tests/machine_code.py 90 bf16 512                         Hopper, bfloat16, D = 512
     python tests/machine_code.py 90 bf16 512 BLOCK_N=256 maxnreg=    other launch options
 
-Prints JSON, a line for each kernel, as `triton_loss.tiles` launches it: bytes of shared memory and
-of machine code, whether there are Hopper's (wgmma) or older GPUs' matrix instructions (mma) and
-copies that nobody waits for (async), registers of a thread, and spills: registers put into memory
-or fetched from there between the first matrix product and the last (counted for Hopper only).
-Where D is no multiple of 64 the kernels have ids and torn tiles.
+The loss and its gradients are called as anybody calls them, on a driver that compiles every launch
+for the GPU and leaves it at that: what Triton makes of the arguments is made here too (a length of
+1 is compiled as a constant, a missing tensor as none).
+
+Prints JSON, a line for each kernel: bytes of shared memory and of machine code, whether there are
+Hopper's (wgmma) or older GPUs' matrix instructions (mma) and copies that nobody waits for (async),
+registers of a thread, and spills: registers put into memory or fetched from there between the first
+matrix product and the last (counted for Hopper only). Of several variants of a kernel (ids, torn
+tiles, one direction) each figure is that of the worst.
 """
 
 import json
@@ -16,47 +20,45 @@ import re
 import subprocess
 import sys
 import tempfile
+from types import SimpleNamespace
 
 os.environ.pop("TRITON_INTERPRET", None)  # with it Triton compiles nothing
 
 import torch
 import triton
 from miniclip_kernels import triton_blocks, triton_loss
+from miniclip_kernels.clip_loss import Labels
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TYPES = {"dA": "*{}", "a_ids": "*i64", "b_ids": "*i64", "room": "fp32",
-         "weight": "fp32"} | dict.fromkeys(
-    ("M", "N", "label_offset", "splits", "groups"), "i32")
-# Descriptors, and the tiles that are loaded or (G) stored.
-TILES = {"A": ("BLOCK_M", "BLOCK_K"), "B": ("BLOCK_N", "BLOCK_K"), "G": ("BLOCK_M", "BLOCK_N"),
-         "A_slices": ("BLOCK_M", "BLOCK_D"), "B_slices": ("BLOCK_N", "BLOCK_D")}
+# M, N, offset, both directions, captions: whole tiles, torn ones, and lengths that are constants.
+EASY = [(1024, 1024, 0, True, False)]
+HARD = [(1000, 1000, 0, True, True), (1000, 1010, 5, False, True), (1, 1, 0, True, False),
+        (1, 9, 8, False, False), (70, 71, 1, False, False)]
 
 
-def compiled(kernel, dtype, options, architecture, constants):
-    """A kernel with its launch options and constants, for features of this dtype."""
-    options = dict(options)
-    launch = {name: options.pop(name) for name in ("num_warps", "num_stages", "maxnreg")
-              if name in options}
-    constants = constants | options | {"PRECISION": "ieee"}
-    if not constants["HAS_IDS"]:
-        constants |= {"a_ids": None, "b_ids": None}
-    names = kernel.arg_names
-    constants = {name: value for name, value in constants.items() if name in names}
-    signature = {name: "constexpr" if name in constants else TYPES.get(name, "*fp32").format(dtype)
-                 for name in names}
-    for name in TILES.keys() & set(names):
-        rows, columns = (options.get(x, options.get("BLOCK")) for x in TILES[name])
-        signature[name] = (f"tensordesc<{dtype}[{rows},{columns}]>" if architecture >= 90 else
-                           ("*" + dtype, "i32"))  # the base and a stride
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
-               if signature[name][0] == "*" or name in ("M", "N")}
-    aligned |= {(i, 0): [["tt.divisibility", 16]] for i, name in enumerate(names)
-                if isinstance(signature[name], tuple)}
-    source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()},
-                       aligned)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch)
+class Absent:
+    """Triton's driver for a GPU that is not here; `kernels` {name: all that would have run}."""
+
+    def __init__(self, architecture):
+        self.target = GPUTarget("cuda", architecture, 32)
+        self.kernels = {}
+        self.utils = SimpleNamespace(
+            load_binary=lambda *_: (0, 0, 0, 0, 1024),
+            get_device_properties=lambda _: {"max_shared_mem": 2**20})
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return self.target
+
+    def launcher_cls(self, source, metadata):
+        assert metadata.global_scratch_size == 0, "a launch would need memory that nobody allots"
+        return lambda *_: None
 
 
 def figures(kernel) -> dict:
@@ -74,22 +76,45 @@ def figures(kernel) -> dict:
             "spills": sum("LDL" in x or "STL" in x for x in lines[products[0]:products[-1]])}
 
 
+def worst(variants) -> dict:
+    """The figures of several kernels as those of one: the most of what it needs, all that it has"""
+    return {key: all(x[key] for x in variants) if isinstance(value, bool)
+            else max(x[key] for x in variants) for key, value in variants[0].items()}
+
+
+def compiled(architecture, dtype, D, changes, sizes):
+    """{kernel: [every variant that these sizes launch]}."""
+    usual, driver, found = triton_loss.tiles, Absent(architecture), {}
+
+    def tiles(*arguments):
+        changed = {name: options | {key: x for key, x in changes.items()
+                                    if key in (*options, "maxnreg")}
+                   for name, options in usual(*arguments).items()}
+        return {name: {key: x for key, x in options.items() if x is not None}
+                for name, options in changed.items()}
+
+    triton.runtime.driver.set_active(driver)
+    torch.cuda.get_device_capability = lambda *_: divmod(architecture, 10)
+    triton_loss.tiles = tiles
+    for M, N, offset, both, captions in sizes:
+        I, T = torch.ones(M, D, dtype=dtype), torch.ones(N, D, dtype=dtype)  # noqa: E741
+        ids = (torch.arange(M), torch.arange(N)) if captions else (None, None)
+        labels, scale = Labels(offset, both, *ids), torch.tensor(14.3)
+        _, r, c = triton_loss.forward(I, T, scale, labels)
+        for module in (triton_loss, triton_blocks):
+            module.backward(scale, I, T, scale, r, c, labels)
+    for kernel in (triton_loss.sums_kernel, triton_loss.finish_kernel, triton_blocks.block_kernel,
+                   triton_loss.gradient_kernel):
+        found[kernel.fn.__name__.removesuffix("_kernel")] = list(kernel.device_caches[0][0].values())
+    return found
+
+
 def main(architecture, dtype, D, *changes):
-    """Compile each kernel for the most that it can be asked for, and for one direction alone."""
-    architecture, D = int(architecture), int(D)
     changes = {name: int(x) if x else None for name, _, x in (c.partition("=") for c in changes)}
-    hard = {"D": D, "HAS_IDS": D % 64 > 0, "RAGGED": D % 64 > 0, "BOTH": True, "ROWS": True,
-            "COLUMNS": True, "SCALE": True, "BOOST": triton_loss.boost(DTYPES[dtype])}
-    found = {}
-    for name, options in triton_loss.tiles(DTYPES[dtype], D, divmod(architecture, 10)).items():
-        options |= {key: x for key, x in changes.items() if key in (*options, "maxnreg")}
-        options = {key: x for key, x in options.items() if x is not None}
-        kernel = getattr(triton_blocks if name == "block" else triton_loss, name + "_kernel")
-        found[name] = figures(compiled(kernel, dtype, options, architecture, hard))
-        one_way = hard | dict.fromkeys(("BOTH", "ROWS", "SCALE"), False) | {
-            "COLUMNS": name == "gradient"}  # direction "rows"; for dT in the gradient
-        compiled(kernel, dtype, options, architecture, one_way)
-    print("{" + ",\n ".join(f'"{name}": {json.dumps(x)}' for name, x in found.items()) + "}")
+    found = compiled(int(architecture), DTYPES[dtype], int(D), changes,
+                     HARD if int(D) % 64 else EASY)
+    print("{" + ",\n ".join(f'"{name}": {json.dumps(worst([figures(x) for x in variants]))}'
+                            for name, variants in found.items()) + "}")
 
 
 if __name__ == "__main__":
