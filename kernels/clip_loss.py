@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from miniclip_kernels import reference, tiled
 from torch import Tensor, nn
 
-BACKENDS = ("auto", "triton", "blocks", "tiled", "dense", "numpy")
+TRITON = ("triton", "blocks", "hopper")
+BACKENDS = ("auto", *TRITON, "tiled", "dense", "numpy")
 DIRECTIONS = ("both", "rows")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -197,7 +198,11 @@ def run_reference(I, T, scale, labels):  # noqa: E741
 
 def passes(backend):
     """Forward and backward of the backend; Triton is imported only where it is used."""
-    if backend in ("triton", "blocks"):
+    if backend == "hopper":
+        from miniclip_kernels import triton_hopper
+
+        return triton_hopper.forward, triton_hopper.backward
+    if backend in TRITON:
         from miniclip_kernels import triton_blocks, triton_loss
 
         return triton_loss.forward, (triton_loss if backend == "triton" else triton_blocks).backward
@@ -211,18 +216,12 @@ def choose(backend, features) -> str:
     if backend == "auto":
         fits = features.is_cuda and has_triton and features.dtype != torch.float64 and D <= 2048
         return ("triton" if D <= 128 else "blocks") if fits else "tiled"
-    if backend in ("triton", "blocks"):
+    if backend in TRITON:
         if not has_triton:
             raise ValueError(f"backend {backend!r} needs the package triton: not installed")
-        if features.dtype == torch.float64:
-            raise ValueError(f"backend {backend!r} takes no float64; tiled, dense and numpy do")
-        if D > 2048:
-            raise ValueError(f"backend {backend!r} takes D up to 2048, not {D}")
-        from miniclip_kernels.triton_loss import INTERPRETED
+        from miniclip_kernels import triton_loss
 
-        if not features.is_cuda and not INTERPRETED:
-            raise ValueError(f"backend {backend!r} needs CUDA tensors, not {features.device.type}; "
-                             "on a CPU set TRITON_INTERPRET=1 before triton is first imported")
+        triton_loss.check(backend, features)
     return backend
 
 

@@ -58,13 +58,15 @@ def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, D: tl.c
     height = tl.minimum(tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)
     tile %= GROUP * across
     first_row, first_column = (group * GROUP + tile % height) * BLOCK_M, tile // height * BLOCK_N
-    rows, columns = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)  # within the tile
+    rows, columns = first_row + row, first_column + column
     S = similarities(A, B, first_row, first_column, tl.load(scale) * LOG2E, D, BLOCK_M, BLOCK_N,
                      BLOCK_K, PRECISION)
     S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
     r_here = tl.load(r + rows, mask=rows < M, other=0.0)
-    entries = softmax_gradient(S, first_row, first_column, r_here, c, N, label_offset, True,
-                               COLUMNS) * BOOST
+    entries = BOOST * softmax_gradient(
+        S, row, column, first_column, first_row + label_offset - first_column, r_here, c, N, True,
+        COLUMNS)
     G.store([first_row, first_column], entries.to(G.dtype))  # nothing beyond the edge
 
 
@@ -84,13 +86,23 @@ def add_product(total, A, B, first):
     torch.addmm(total, A, B, beta=int(not first), out=total, **options)
 
 
-def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
+def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
+    """One block of BOOST · G, from its own rows of I, T, r, c and ids."""
+    M, N = block.shape
+    options = launch_options(I, ids[0])["block"] | {"COLUMNS": both, "BOOST": boost(I.dtype)}
+    height, width, k = tile_shape(options)
+    with on(I):
+        block_kernel[triton.cdiv(M, height) * triton.cdiv(N, width),](
+            in_tiles(I, height, k), in_tiles(T, width, k), scale, r, c, *ids,
+            in_tiles(block, height, width), M, N, label_offset,
+            RAGGED=ragged(M, height, N, width), **options)
+
+
+def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
     label_offset, both, image_ids, text_ids = labels
     A, B, (M, D), N = aligned(I), aligned(T), I.shape, len(T)  # for our kernel; cuBLAS takes any
-    constants = {"COLUMNS": both, "BOOST": boost(I.dtype)}
-    options = launch_options(I, image_ids)["block"] | constants
-    factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / options["BOOST"])
+    factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / boost(I.dtype))
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
     G = I.new_empty(vertical[0].stop, triton.cdiv(horizontal[0].stop, 16) * 16)  # as `aligned`
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
@@ -99,24 +111,13 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
         sums = sum_I[:rows.stop - rows.start]
         for columns in horizontal:
             block = G[:len(sums), :columns.stop - columns.start]
-            write(block, A[rows], B[columns], scale, r[rows], c[columns] if both else c,
-                  [x[here] if x is not None else None for x, here in ((image_ids, rows),
-                                                                      (text_ids, columns))],
-                  label_offset + rows.start - columns.start, options)
+            ids = [x if x is None else x[here] for x, here in ((image_ids, rows),
+                                                               (text_ids, columns))]
+            write(block, A[rows], B[columns], scale, r[rows], c[columns] if both else c, ids,
+                  label_offset + rows.start - columns.start, both)
             add_product(sums, block, T[columns], first=columns.start == 0)
             add_product(sum_T[columns], block.T, I[rows], first=rows.start == 0)
         ds += torch.dot(sums.flatten(), I[rows].to(sums.dtype).flatten())  # Σ_i ⟨(G T)_i, I_i⟩
         torch.mul(sums, scale * factor, out=dI[rows])
     torch.mul(sum_T, scale * factor, out=dT)
     return dI, dT, ds * factor
-
-
-def write(block, I, T, scale, r, c, ids, label_offset, options):  # noqa: E741
-    """One block of BOOST · G, from its own rows of I, T, r, c and ids."""
-    M, N = block.shape
-    height, width, k = tile_shape(options)
-    with on(I):
-        block_kernel[triton.cdiv(M, height) * triton.cdiv(N, width),](
-            in_tiles(I, height, k), in_tiles(T, width, k), scale, r, c, *ids,
-            in_tiles(block, height, width), M, N, label_offset,
-            RAGGED=ragged(M, height, N, width), **options)

@@ -258,14 +258,14 @@ def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, grou
 
 
 @triton.jit
-def softmax_gradient(S, first_row, first_column, r_here, c, N, label_offset, ROWS: tl.constexpr,
+def softmax_gradient(S, row, column, first_column, between, r_here, c, N, ROWS: tl.constexpr,
                      COLUMNS: tl.constexpr):
     """A tile of G, (BLOCK_M, BLOCK_N) float32, from that of S'; r_here (BLOCK_M,) are its rows' r.
 
     G has a softmax over each row if ROWS, over each column if COLUMNS, and minus as many at the
-    pair, also where that lies beyond the edge: B has zeros there.
+    pair, also where that lies beyond the edge: B has zeros there. row and column count from the
+    tile's corner, and the pair of a row is the column that is `between` further.
     """
-    row, column = tl.arange(0, S.shape[0]), tl.arange(0, S.shape[1])  # within the tile
     if ROWS:
         G = tl.exp2(S - r_here[:, None])
     if COLUMNS:
@@ -273,7 +273,7 @@ def softmax_gradient(S, first_row, first_column, r_here, c, N, label_offset, ROW
         c_here = tl.load(c + columns, mask=columns < N, other=0.0)
         Q = tl.exp2(S - c_here[None, :])
         G = G + Q if ROWS else Q
-    pair = row[:, None] + (first_row + label_offset - first_column) == column[None, :]
+    pair = row[:, None] + between == column[None, :]
     return tl.where(pair, G - (ROWS + COLUMNS), G)  # in float32, before the cast
 
 
@@ -293,18 +293,19 @@ def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_id
     A_slices = descriptor(A_slices, M, D, BLOCK_M, BLOCK_D)
     B_slices = descriptor(B_slices, N, D, BLOCK_N, BLOCK_D)
     first_row, first_feature = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
-    rows, features = first_row + tl.arange(0, BLOCK_M), first_feature + tl.arange(0, BLOCK_D)
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)  # within a tile
+    rows, features = first_row + row, first_feature + tl.arange(0, BLOCK_D)
     scale_value = tl.load(scale)
     scale2 = scale_value * LOG2E
     r_here = tl.load(r + rows, mask=(rows < M) & ROWS, other=0.0)
     gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first_column in range(0, N, BLOCK_N):
-        columns = first_column + tl.arange(0, BLOCK_N)
         S = similarities(A, B, first_row, first_column, scale2, D, BLOCK_M, BLOCK_N, BLOCK_K,
                          PRECISION)
-        S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
-        G = softmax_gradient(S, first_row, first_column, r_here, c, N, label_offset, ROWS,
-                             COLUMNS)
+        S = leave_out(S, rows, first_column + column, M, N, label_offset, a_ids, b_ids, HAS_IDS,
+                      RAGGED)
+        G = softmax_gradient(S, row, column, first_column, first_row + label_offset - first_column,
+                             r_here, c, N, ROWS, COLUMNS)
         b = B_slices.load([first_column, first_feature])  # (BLOCK_N, BLOCK_D)
         gradient = tl.dot((G * BOOST).to(b.dtype), b, gradient, input_precision=PRECISION)
     gradient *= tl.load(upstream) * weight / BOOST
@@ -317,6 +318,25 @@ def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_id
 
 
 # ------------------------------------------------------------------------------ launching
+
+
+def check(backend, features):
+    """ValueError, in one line, where a backend of Triton's can't take these features."""
+    D, dtype = features.shape[1], str(features.dtype).removeprefix("torch.")
+    if backend == "hopper":
+        if features.itemsize != 2 or D > 512:
+            raise ValueError(f"backend 'hopper' takes bfloat16 or float16 and D up to 512, not {D} "
+                             f"in {dtype}")
+        if not features.is_cuda or torch.cuda.get_device_capability(features.device)[0] != 9:
+            raise ValueError("backend 'hopper' needs a GPU of compute capability 9 (H100, H200)")
+        return
+    if features.dtype == torch.float64:
+        raise ValueError(f"backend {backend!r} takes no float64; tiled, dense and numpy do")
+    if D > 2048:
+        raise ValueError(f"backend {backend!r} takes D up to 2048, not {D}")
+    if not features.is_cuda and not INTERPRETED:
+        raise ValueError(f"backend {backend!r} needs CUDA tensors, not {features.device.type}; "
+                         "on a CPU set TRITON_INTERPRET=1 before triton is first imported")
 
 
 def launch_options(I, image_ids):  # noqa: E741
@@ -371,31 +391,38 @@ def on(tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def forward(I, T, scale, labels):  # noqa: E741
-    """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2."""
-    label_offset, both, image_ids, text_ids = labels
-    I, T, M, N = aligned(I), aligned(T), len(I), len(T)  # noqa: E741
-    launch = launch_options(I, image_ids)
-    sums, finish, square = launch["sums"], launch["finish"], launch["finish"]["BLOCK"]
-    height, width, k = tile_shape(sums)
+def sums(I, T, scale, labels, room):  # noqa: E741
+    """→ lines of partial sums, of rows (lines, M) and of columns (lines, N), to be added up."""
+    (label_offset, both, *ids), M, N = labels, len(I), len(T)
+    options = launch_options(I, ids[0])["sums"]
+    height, width, k = tile_shape(options)
     blocks = triton.cdiv(M, height)
     groups = min(blocks, 2 if INTERPRETED else GROUPS)
     splits = min(triton.cdiv(N, width), max(1, GROUPS // blocks))
     row_sums = scale.new_empty(splits, M)
     column_sums = scale.new_zeros(groups, N) if both else row_sums
+    with on(I):
+        sums_kernel[groups, splits](
+            in_tiles(I, height, k), in_tiles(T, width, k), scale, *ids, row_sums, column_sums, M, N,
+            label_offset, room, BOTH=both, RAGGED=ragged(M, height, N, width), **options)
+    return row_sums, column_sums
+
+
+def forward(I, T, scale, labels, sums=sums):  # noqa: E741
+    """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2."""
+    (label_offset, both, *ids), I, T, M, N = labels, aligned(I), aligned(T), len(I), len(T)  # noqa: E741
+    options = launch_options(I, ids[0])["finish"]
+    square, k = options["BLOCK"], options["BLOCK_K"]
     finishers = triton.cdiv(M, square)
     r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(finishers)
     room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
-    weight = 1 / (2 * N) if both else 1 / M
+    row_sums, column_sums = sums(I, T, scale, labels, room)
     with on(I):
-        sums_kernel[groups, splits](
-            in_tiles(I, height, k), in_tiles(T, width, k), scale, image_ids, text_ids, row_sums,
-            column_sums, M, N, label_offset, room, BOTH=both, RAGGED=ragged(M, height, N, width),
-            **sums)
         finish_kernel[finishers,](
-            in_tiles(I, square, k), in_tiles(T, square, k), scale, image_ids, text_ids, row_sums,
-            column_sums, splits, groups, r, c, losses, M, N, label_offset, room, weight, BOTH=both,
-            RAGGED=ragged(M, square, N, square), **finish)
+            in_tiles(I, square, k), in_tiles(T, square, k), scale, *ids, row_sums, column_sums,
+            len(row_sums), len(column_sums), r, c, losses, M, N, label_offset, room,
+            1 / (2 * N) if both else 1 / M, BOTH=both, RAGGED=ragged(M, square, N, square),
+            **options)
     return losses.sum(), r, c
 
 

@@ -1,0 +1,252 @@
+"""The two walks over S again, for Hopper: warps that only fetch, and warps that take turns.
+
+`triton_loss.sums_kernel` and `triton_blocks.block_kernel` leave to the compiler what a warp does
+when. Here it is written down, in Gluon, the language below Triton's. A program has three parts that
+run at the same time, on one multiprocessor:
+
+    fetch     ▒T₀▒▒T₁▒▒T₂▒▒T₃▒▒T₄▒▒T₅▒ …    one warp: tiles of T into a ring of shared memory
+    turn 0    ██S₀██░exp░░  ██S₂██░exp░░ …    four warps: a product (█), then what follows it (░)
+    turn 1          ██S₁██░exp░░  ██S₃██ …    four more: the tensor cores are never without work
+
+(Warp specialisation and this "ping-pong" are those of FlashAttention-3, Shah et al. 2024, arXiv
+2407.08608, §3.1.) A block of I, all D features of it, stays in shared memory for as long as its row
+of tiles lasts, so that only T is fetched: half of what a tile of 128 × 128 reads otherwise. Beside
+128 KiB of it (D = 512) there is room for a ring of four parts of T, each 128 × 64.
+
+Who waits for whom is told by barriers in shared memory. Each has phases: it passes to the next when
+enough have arrived and all bytes that were announced are there; to wait for parity p is to wait
+until a phase of that parity is over. A fresh barrier counts as having a phase of parity 1 behind it:
+the first time round `fetch` finds every part of the ring empty.
+
+    full[slot]   fetch → turn     the part is there           bytes
+    empty[slot]  turn → fetch     the part has been multiplied  1 arrival: a part is one turn's
+    full_I       fetch → turns    the block of I is there     bytes
+    empty_I      turns → fetch    it is no longer needed      2 arrivals
+
+What is computed, and where its precision is, stands in `triton_loss`; the block of G in
+`triton_blocks`. tests/gluon_on_cpu.py runs this file without a GPU.
+"""
+
+from functools import partial
+
+import torch
+import triton
+from miniclip_kernels import triton_blocks, triton_loss
+from miniclip_kernels.triton_loss import LOG2E, aligned, boost, on, ragged
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+BLOCK, BLOCK_K = gl.constexpr(128), gl.constexpr(64)  # a tile's rows and columns; a part's features
+TILE = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))  # four warps have it
+LINE = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))  # of columns: one for each thread
+# The same in both languages.
+leave_out, softmax_gradient = (gluon.jit(x.fn) for x in (triton_loss.leave_out,
+                                                         triton_loss.softmax_gradient))
+
+
+@gluon.jit
+def fetch(I, T, memory, walk):  # noqa: E741
+    """The warp that asks for blocks of I and parts of T, as soon as there is room."""
+    i, ring, full, empty, full_I, empty_I, _, _ = memory
+    first_block, blocks, step, first, last = walk
+    K_STEPS: gl.constexpr = i.shape[0]
+    STAGES: gl.constexpr = ring.shape[0]
+    number, round_I = 0, 0  # of the part, of the block
+    for block in range(first_block, blocks, step):
+        mbarrier.wait(empty_I, (round_I & 1) ^ 1)
+        mbarrier.expect(full_I, K_STEPS * I.block_type.nbytes)
+        for k in gl.static_range(K_STEPS):
+            tma.async_copy_global_to_shared(I, [block * BLOCK, k * BLOCK_K], full_I, i.index(k))
+        for tile in range(first, last):
+            for part in range(K_STEPS):
+                slot = number % STAGES
+                mbarrier.wait(empty.index(slot), (number // STAGES & 1) ^ 1)
+                mbarrier.expect(full.index(slot), T.block_type.nbytes)
+                tma.async_copy_global_to_shared(T, [tile * BLOCK, part * BLOCK_K],
+                                                full.index(slot), ring.index(slot))
+                number += 1
+        round_I += 1
+
+
+@gluon.jit
+def product(memory, number, TURN: gl.constexpr):
+    """A tile of I Tᵀ, (BLOCK, BLOCK) float32, of the parts of T from this number on."""
+    i, ring, full, empty, _, _, go, _ = memory
+    K_STEPS: gl.constexpr = i.shape[0]
+    STAGES: gl.constexpr = ring.shape[0]
+    S = gl.full([BLOCK, BLOCK], 0.0, gl.float32, TILE)
+    for k in range(K_STEPS):  # one product under way while the next is asked for
+        slot = (number + k) % STAGES
+        mbarrier.wait(full.index(slot), (number + k) // STAGES & 1)
+        S = warpgroup_mma(i.index(k), ring.index(slot).permute((1, 0)), S, use_acc=k > 0,
+                          is_async=True)
+        S = warpgroup_mma_wait(1, deps=[S])
+        mbarrier.arrive(empty.index((number + k - 1) % STAGES), pred=k > 0)
+    mbarrier.arrive(go.index(1 - TURN))  # all asked for: the other may ask
+    S = warpgroup_mma_wait(0, deps=[S])
+    mbarrier.arrive(empty.index((number + K_STEPS - 1) % STAGES))
+    return S
+
+
+@gluon.jit
+def leave(entries, G, way_out, row, column):
+    """A tile of G, as float32, → memory, by halves: there is no room for more on the way."""
+    halves = entries.to(G.dtype).reshape([BLOCK, 2, BLOCK_K]).permute((0, 2, 1))
+    left, right = gl.split(halves)
+    for half in gl.static_range(2):
+        tma.store_wait(0)  # the half before has left
+        way_out.store(right if half else left)
+        fence_async_shared()
+        tma.async_copy_shared_to_global(G, [row, column + half * BLOCK_K], way_out)
+
+
+@gluon.jit
+def take_turns(memory, walk, labels, numbers, G, TURN: gl.constexpr, SUMS: gl.constexpr,
+               BOTH: gl.constexpr, HAS_IDS: gl.constexpr, RAGGED: gl.constexpr,
+               BOOST: gl.constexpr):
+    """Four warps and every second tile: its sums, or BOOST · G of it."""
+    i, ring, _, _, full_I, empty_I, go, way_out = memory
+    first_block, blocks, step, first, last = walk
+    M, N, label_offset, i_ids, t_ids = labels
+    scale, by_row, by_column, room = numbers  # row_sums and column_sums; or r and c
+    row = gl.arange(0, BLOCK, gl.SliceLayout(1, TILE))
+    column = gl.arange(0, BLOCK, gl.SliceLayout(0, TILE))
+    scale2 = gl.load(scale) * LOG2E
+    shift = gl.maximum(scale2 - room, 0.0)
+    round_I, turns = 0, 0
+    for block in range(first_block, blocks, step):
+        rows = block * BLOCK + row
+        numbers_I = gl.full([BLOCK], 0.0, gl.float32, gl.SliceLayout(1, TILE))
+        if not SUMS:
+            numbers_I = gl.load(by_row + rows, mask=rows < M, other=0.0)
+        mbarrier.wait(full_I, round_I & 1)
+        for tile in range(first + TURN, last + TURN, 2):
+            mbarrier.wait(go.index(TURN), (turns & 1) ^ (1 - TURN))
+            turns += 1
+            if tile < last:
+                corner = tile * BLOCK
+                number = (round_I * (last - first) + tile - first) * i.shape[0]
+                S = leave_out(product(memory, number, TURN) * scale2, rows, corner + column, M, N,
+                              label_offset, i_ids, t_ids, HAS_IDS, RAGGED)
+                if SUMS:
+                    E = gl.exp2(S - shift)
+                    numbers_I += gl.sum(E, 1)
+                    if BOTH:  # nobody else writes this line, nor the other turn these columns
+                        sums, columns = gl.convert_layout(gl.sum(E, 0), LINE), corner + gl.arange(
+                            0, BLOCK, LINE)
+                        line = by_column + gl.cast(gl.program_id(0), gl.int64) * N
+                        gl.atomic_add(line + columns, sums, mask=columns < N, sem="relaxed")
+                else:
+                    entries = softmax_gradient(S, row, column, corner,
+                                               block * BLOCK + label_offset - corner, numbers_I,
+                                               by_column, N, True, BOTH)
+                    leave(entries * BOOST, G, way_out.index(TURN), block * BLOCK, corner)
+            else:  # of an odd number of tiles there is none for this turn
+                mbarrier.arrive(go.index(1 - TURN))
+        mbarrier.arrive(empty_I)
+        round_I += 1
+        if SUMS:
+            line = by_row + gl.cast(gl.program_id(1) * 2 + TURN, gl.int64) * M
+            gl.store(line + rows, numbers_I, mask=rows < M)
+    if not SUMS:
+        tma.store_wait(0)
+
+
+@gluon.jit
+def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for which in gl.static_range(COUNT):
+        mbarrier.init(made.index(which), count=ARRIVALS)
+    return made
+
+
+@gluon.jit
+def walk_kernel(I, T, scale, i_ids, t_ids, by_row, by_column, G, M, N, label_offset, room,  # noqa: E741
+                K_STEPS: gl.constexpr, STAGES: gl.constexpr, SUMS: gl.constexpr,
+                BOTH: gl.constexpr, HAS_IDS: gl.constexpr, RAGGED: gl.constexpr,
+                BOOST: gl.constexpr):
+    """SUMS: `triton_loss.sums_kernel`, with by_row (2 · splits, M), a line for each turn, and
+    by_column (groups, N) the sums. Else BOOST · G (M, N), in the features' type, from r and c.
+
+    Grid (groups, splits): a program has every `groups`-th block of rows, and a stretch of columns.
+    """
+    i = gl.allocate_shared_memory(I.dtype, [K_STEPS, BLOCK, BLOCK_K], I.layout)
+    ring = gl.allocate_shared_memory(T.dtype, [STAGES, BLOCK, BLOCK_K], T.layout)
+    way_out = i
+    if not SUMS:
+        way_out = gl.allocate_shared_memory(I.dtype, [2, BLOCK, BLOCK_K], I.layout)
+    memory = (i, ring, barriers(STAGES, 1), barriers(STAGES, 1), barriers(1, 1).index(0),
+              barriers(1, 2).index(0), barriers(2, 1), way_out)
+    tiles = gl.cdiv(N, BLOCK)
+    stretch = gl.cdiv(tiles, gl.num_programs(1))
+    first = gl.program_id(1) * stretch
+    walk = (gl.program_id(0), gl.cdiv(M, BLOCK), gl.num_programs(0), first,
+            gl.minimum(first + stretch, tiles))
+    labels, numbers = (M, N, label_offset, i_ids, t_ids), (scale, by_row, by_column, room)
+    gl.warp_specialize([
+        (take_turns, (memory, walk, labels, numbers, G, 0, SUMS, BOTH, HAS_IDS, RAGGED, BOOST)),
+        (take_turns, (memory, walk, labels, numbers, G, 1, SUMS, BOTH, HAS_IDS, RAGGED, BOOST)),
+        (fetch, (I, T, memory, walk))], [4, 1], [232, 40])
+
+
+# ------------------------------------------------------------------------------ launching
+
+
+def programs(device) -> int:
+    """As many as there are multiprocessors: a program fills one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def grid(M, N, device):
+    """(groups, splits) of programs, so that the one with the most tiles has as few as possible."""
+    blocks, tiles, most = triton.cdiv(M, BLOCK), triton.cdiv(N, BLOCK), programs(device)
+    splits = min(range(1, min(tiles, most) + 1), key=lambda splits: (
+        triton.cdiv(blocks, most // splits) * triton.cdiv(tiles, splits)))
+    return min(blocks, most // splits), splits
+
+
+def in_tiles(matrix):
+    """A descriptor of which tiles (BLOCK, BLOCK_K) are loaded or stored."""
+    tile, dtype = [BLOCK.value, BLOCK_K.value], str(matrix.dtype).removeprefix("torch.")
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), tile,
+                            gl.NVMMASharedLayout.get_default_for(tile, getattr(gl, dtype)))
+
+
+def walk(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, both):  # noqa: E741
+    """Launch the kernel: for sums if there is no G to be written."""
+    (M, D), N = I.shape, len(T)
+    parts = triton.cdiv(D, BLOCK_K.value)
+    with on(I):
+        walk_kernel[grid](
+            in_tiles(I), in_tiles(T), scale, *ids, by_row, by_column, G, M, N, label_offset, room,
+            K_STEPS=parts, STAGES=4 if parts > 4 else 8, SUMS=G is None, BOTH=both,
+            HAS_IDS=ids[0] is not None, RAGGED=ragged(M, BLOCK.value, N, BLOCK.value),
+            BOOST=boost(I.dtype), num_warps=4)
+
+
+def sums(I, T, scale, labels, room):  # noqa: E741
+    """As `triton_loss.sums`: lines of partial sums of rows (lines, M) and of columns (lines, N)."""
+    (label_offset, both, *ids), M, N = labels, len(I), len(T)
+    groups, splits = grid(M, N, I.device)
+    row_sums = scale.new_empty(2 * splits, M)
+    column_sums = scale.new_zeros(groups, N) if both else row_sums
+    walk(I, T, scale, ids, row_sums, column_sums, None, label_offset, room, (groups, splits), both)
+    return row_sums, column_sums
+
+
+def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
+    """As `triton_blocks.write`: one block of BOOST · G, from its own rows of everything."""
+    walk(I, T, scale, ids, r, c, in_tiles(block), label_offset, 0.0, grid(*block.shape, I.device),
+         both)
+
+
+forward = partial(triton_loss.forward, sums=sums)
+backward = partial(triton_blocks.backward, write=write)
