@@ -25,23 +25,10 @@ The forward pass, G's equation and where its precision is are those of `triton_l
 import torch
 import triton
 import triton.language as tl
-from miniclip_kernels.triton_loss import (
-    INTERPRETED,
-    LOG2E,
-    aligned,
-    boost,
-    descriptor,
-    in_tiles,
-    launch_options,
-    leave_out,
-    on,
-    ragged,
-    similarities,
-    softmax_gradient,
-    tile_shape,
-)
+from miniclip_kernels import triton_loss as base
+from miniclip_kernels.triton_loss import LOG2E, as_tiles, leave_out, similarities, softmax_gradient
 
-BLOCK = 64 if INTERPRETED else 8192  # rows and columns of a block; of 32 bits half the columns
+BLOCK = 64 if base.INTERPRETED else 8192  # rows, columns of a block; of 32 bits half the columns
 GROUP = tl.constexpr(8)  # rows of tiles that are walked together: what they read stays in the cache
 
 
@@ -51,8 +38,8 @@ def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, D: tl.c
                  COLUMNS: tl.constexpr, BOOST: tl.constexpr, HAS_IDS: tl.constexpr,
                  RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """BOOST · G (M, N), in the features' type: a program writes a tile. Grid (tiles,)."""
-    A, B = descriptor(A, M, D, BLOCK_M, BLOCK_K), descriptor(B, N, D, BLOCK_N, BLOCK_K)
-    G = descriptor(G, M, N, BLOCK_M, BLOCK_N)
+    A, B = as_tiles(A, M, D, BLOCK_M, BLOCK_K), as_tiles(B, N, D, BLOCK_N, BLOCK_K)
+    G = as_tiles(G, M, N, BLOCK_M, BLOCK_N)
     tile, across = tl.program_id(0), tl.cdiv(N, BLOCK_N)
     group = tile // (GROUP * across)
     height = tl.minimum(tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)
@@ -89,20 +76,21 @@ def add_product(total, A, B, first):
 def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
     """One block of BOOST · G, from its own rows of I, T, r, c and ids."""
     M, N = block.shape
-    options = launch_options(I, ids[0])["block"] | {"COLUMNS": both, "BOOST": boost(I.dtype)}
-    height, width, k = tile_shape(options)
-    with on(I):
+    constants = {"COLUMNS": both, "BOOST": base.boost(I.dtype)}
+    options = base.launch_options(I, ids[0])["block"] | constants
+    height, width, k = base.tile_shape(options)
+    with base.on(I):
         block_kernel[triton.cdiv(M, height) * triton.cdiv(N, width),](
-            in_tiles(I, height, k), in_tiles(T, width, k), scale, r, c, *ids,
-            in_tiles(block, height, width), M, N, label_offset,
-            RAGGED=ragged(M, height, N, width), **options)
+            base.in_tiles(I, height, k), base.in_tiles(T, width, k), scale, r, c, *ids,
+            base.in_tiles(block, height, width), M, N, label_offset,
+            RAGGED=base.ragged(M, height, N, width), **options)
 
 
 def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
     label_offset, both, image_ids, text_ids = labels
-    A, B, (M, D), N = aligned(I), aligned(T), I.shape, len(T)  # for our kernel; cuBLAS takes any
-    factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / boost(I.dtype))
+    A, B, (M, D), N = base.aligned(I), base.aligned(T), I.shape, len(T)  # cuBLAS takes any I, T
+    factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / base.boost(I.dtype))
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
     G = I.new_empty(vertical[0].stop, triton.cdiv(horizontal[0].stop, 16) * 16)  # as `aligned`
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)

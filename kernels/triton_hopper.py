@@ -15,7 +15,7 @@ of tiles lasts, so that only T is fetched: half of what a tile of 128 × 128 rea
 
 Who waits for whom is told by barriers in shared memory. Each has phases: it passes to the next when
 enough have arrived and all bytes that were announced are there; to wait for parity p is to wait
-until a phase of that parity is over. A fresh barrier counts as having a phase of parity 1 behind it:
+until a phase of that parity is over. A fresh barrier counts as having one of parity 1 behind it:
 the first time round `fetch` finds every part of the ring empty.
 
     full[slot]   fetch → turn     the part is there           bytes
@@ -31,25 +31,20 @@ from functools import partial
 
 import torch
 import triton
-from miniclip_kernels import triton_blocks, triton_loss
-from miniclip_kernels.triton_loss import LOG2E, aligned, boost, on, ragged
+from miniclip_kernels import triton_blocks
+from miniclip_kernels import triton_loss as base
+from miniclip_kernels.triton_loss import LOG2E
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia import hopper
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 BLOCK, BLOCK_K = gl.constexpr(128), gl.constexpr(64)  # a tile's rows and columns; a part's features
 TILE = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))  # four warps have it
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))  # of columns: one for each thread
 # The same in both languages.
-leave_out, softmax_gradient = (gluon.jit(x.fn) for x in (triton_loss.leave_out,
-                                                         triton_loss.softmax_gradient))
+leave_out, softmax_gradient = (gluon.jit(x.fn) for x in (base.leave_out, base.softmax_gradient))
 
 
 @gluon.jit
@@ -86,12 +81,12 @@ def product(memory, number, TURN: gl.constexpr):
     for k in range(K_STEPS):  # one product under way while the next is asked for
         slot = (number + k) % STAGES
         mbarrier.wait(full.index(slot), (number + k) // STAGES & 1)
-        S = warpgroup_mma(i.index(k), ring.index(slot).permute((1, 0)), S, use_acc=k > 0,
-                          is_async=True)
-        S = warpgroup_mma_wait(1, deps=[S])
+        S = hopper.warpgroup_mma(i.index(k), ring.index(slot).permute((1, 0)), S, use_acc=k > 0,
+                                 is_async=True)
+        S = hopper.warpgroup_mma_wait(1, deps=[S])
         mbarrier.arrive(empty.index((number + k - 1) % STAGES), pred=k > 0)
     mbarrier.arrive(go.index(1 - TURN))  # all asked for: the other may ask
-    S = warpgroup_mma_wait(0, deps=[S])
+    S = hopper.warpgroup_mma_wait(0, deps=[S])
     mbarrier.arrive(empty.index((number + K_STEPS - 1) % STAGES))
     return S
 
@@ -104,7 +99,7 @@ def leave(entries, G, way_out, row, column):
     for half in gl.static_range(2):
         tma.store_wait(0)  # the half before has left
         way_out.store(right if half else left)
-        fence_async_shared()
+        hopper.fence_async_shared()
         tma.async_copy_shared_to_global(G, [row, column + half * BLOCK_K], way_out)
 
 
@@ -140,10 +135,10 @@ def take_turns(memory, walk, labels, numbers, G, TURN: gl.constexpr, SUMS: gl.co
                     E = gl.exp2(S - shift)
                     numbers_I += gl.sum(E, 1)
                     if BOTH:  # nobody else writes this line, nor the other turn these columns
-                        sums, columns = gl.convert_layout(gl.sum(E, 0), LINE), corner + gl.arange(
-                            0, BLOCK, LINE)
+                        columns = corner + gl.arange(0, BLOCK, LINE)
                         line = by_column + gl.cast(gl.program_id(0), gl.int64) * N
-                        gl.atomic_add(line + columns, sums, mask=columns < N, sem="relaxed")
+                        gl.atomic_add(line + columns, gl.convert_layout(gl.sum(E, 0), LINE),
+                                      mask=columns < N, sem="relaxed")
                 else:
                     entries = softmax_gradient(S, row, column, corner,
                                                block * BLOCK + label_offset - corner, numbers_I,
@@ -224,12 +219,12 @@ def walk(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, both)
     """Launch the kernel: for sums if there is no G to be written."""
     (M, D), N = I.shape, len(T)
     parts = triton.cdiv(D, BLOCK_K.value)
-    with on(I):
+    with base.on(I):
         walk_kernel[grid](
             in_tiles(I), in_tiles(T), scale, *ids, by_row, by_column, G, M, N, label_offset, room,
             K_STEPS=parts, STAGES=4 if parts > 4 else 8, SUMS=G is None, BOTH=both,
-            HAS_IDS=ids[0] is not None, RAGGED=ragged(M, BLOCK.value, N, BLOCK.value),
-            BOOST=boost(I.dtype), num_warps=4)
+            HAS_IDS=ids[0] is not None, RAGGED=base.ragged(M, BLOCK.value, N, BLOCK.value),
+            BOOST=base.boost(I.dtype), num_warps=4)
 
 
 def sums(I, T, scale, labels, room):  # noqa: E741
@@ -248,5 +243,5 @@ def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
          both)
 
 
-forward = partial(triton_loss.forward, sums=sums)
+forward = partial(base.forward, sums=sums)
 backward = partial(triton_blocks.backward, write=write)

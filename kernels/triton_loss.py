@@ -114,11 +114,11 @@ def tiles(dtype, D, architecture):
 # In all that follows A (M, D) and B (N, D) are I and T, or T and I: rows of S belong to A, columns
 # to B, and the pair of row i is column i + label_offset. They are tensor descriptors: base, shape
 # and strides in one, of which a whole tile is loaded, by hardware on Hopper and later. What lies
-# beyond the edge is read as zero. `in_tiles` makes what a kernel is given, `descriptor` takes it.
+# beyond the edge is read as zero. `in_tiles` makes what a kernel is given, `as_tiles` takes it.
 
 
 @triton.jit
-def descriptor(X, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def as_tiles(X, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """X; or where it is (base, stride in 16 bytes), a descriptor that is compiled to pointers."""
     if isinstance(X, tl.tensor_descriptor):
         return X
@@ -164,7 +164,7 @@ def sums_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, M, N, label_of
 
     Grid (groups, splits). column_sums must be zero before.
     """
-    A, B = descriptor(A, M, D, BLOCK_M, BLOCK_K), descriptor(B, N, D, BLOCK_N, BLOCK_K)
+    A, B = as_tiles(A, M, D, BLOCK_M, BLOCK_K), as_tiles(B, N, D, BLOCK_N, BLOCK_K)
     group, groups = tl.program_id(0), tl.num_programs(0)
     split, splits = tl.program_id(1), tl.num_programs(1)
     scale2 = tl.load(scale) * LOG2E
@@ -233,7 +233,7 @@ def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, grou
 
     Tiles are BLOCK × BLOCK: rows and columns change their roles.
     """
-    A, B = descriptor(A, M, D, BLOCK, BLOCK_K), descriptor(B, N, D, BLOCK, BLOCK_K)
+    A, B = as_tiles(A, M, D, BLOCK, BLOCK_K), as_tiles(B, N, D, BLOCK, BLOCK_K)
     first = tl.program_id(0) * BLOCK
     rows = first + tl.arange(0, BLOCK)
     scale2 = tl.load(scale) * LOG2E
@@ -289,9 +289,9 @@ def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_id
     A_slices and B_slices are A and B in tiles BLOCK_D wide. If SCALE, scale_parts (blocks, slices)
     receive the shares of ds. Grid (blocks, slices).
     """
-    A, B = descriptor(A, M, D, BLOCK_M, BLOCK_K), descriptor(B, N, D, BLOCK_N, BLOCK_K)
-    A_slices = descriptor(A_slices, M, D, BLOCK_M, BLOCK_D)
-    B_slices = descriptor(B_slices, N, D, BLOCK_N, BLOCK_D)
+    A, B = as_tiles(A, M, D, BLOCK_M, BLOCK_K), as_tiles(B, N, D, BLOCK_N, BLOCK_K)
+    A_slices = as_tiles(A_slices, M, D, BLOCK_M, BLOCK_D)
+    B_slices = as_tiles(B_slices, N, D, BLOCK_N, BLOCK_D)
     first_row, first_feature = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)  # within a tile
     rows, features = first_row + row, first_feature + tl.arange(0, BLOCK_D)
@@ -417,12 +417,12 @@ def forward(I, T, scale, labels, sums=sums):  # noqa: E741
     r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(finishers)
     room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
     row_sums, column_sums = sums(I, T, scale, labels, room)
+    weight = 1 / (2 * N) if both else 1 / M
     with on(I):
         finish_kernel[finishers,](
             in_tiles(I, square, k), in_tiles(T, square, k), scale, *ids, row_sums, column_sums,
-            len(row_sums), len(column_sums), r, c, losses, M, N, label_offset, room,
-            1 / (2 * N) if both else 1 / M, BOTH=both, RAGGED=ragged(M, square, N, square),
-            **options)
+            len(row_sums), len(column_sums), r, c, losses, M, N, label_offset, room, weight,
+            BOTH=both, RAGGED=ragged(M, square, N, square), **options)
     return losses.sum(), r, c
 
 

@@ -86,9 +86,7 @@ def run_train(arguments):
         model_config = replace(MODELS[config.model], **shape)
         set_aside(folder)
     metrics = train(config, model_config, folder, arguments.device, arguments.resume)
-    if arguments.json:
-        print(json.dumps(metrics, indent=2))
-    else:
+    if not as_json(arguments, metrics):
         print_training(metrics, folder)
 
 
@@ -99,6 +97,13 @@ def set_aside(folder: Path):
     number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
     moved = folder.rename(folder.with_name(f"{folder.name}.{number}"))
     print(f"{folder} was there already; it is now {moved}", file=sys.stderr)
+
+
+def as_json(arguments, figures) -> bool:
+    """Print them so, if --json asks for it."""
+    if arguments.json:
+        print(json.dumps(figures, indent=2))
+    return arguments.json
 
 
 def open_model(arguments, source: str):
@@ -116,9 +121,7 @@ def run_eval(arguments):
     pairs = load_pairs(Source.find(arguments.data), arguments.split or "validation",
                        transform.size, arguments.limit)
     metrics = retrieval(model, tokenizer, pairs)
-    if arguments.json:
-        print(json.dumps(metrics, indent=2))
-    else:
+    if not as_json(arguments, metrics):
         print(f"{pairs.name}: {pairs.summary}")
         print_recalls(metrics)
 
@@ -139,9 +142,7 @@ def run_zero_shot(arguments, loaded):
         raise ValueError(f"--plot can show {DRAWN_CLASSES:,} classes; there are {len(names):,}")
     metrics, confusion = zero_shot_report(
         loaded, islice(rows, arguments.limit or None), names, arguments.template or TEMPLATES)
-    if arguments.json:
-        print(json.dumps(metrics, indent=2))
-    else:
+    if not as_json(arguments, metrics):
         print_zero_shot(metrics, names)
     if arguments.plot:  # last, so that a folder that can't be written to costs no figures
         plots.confusion_picture(confusion, names, arguments.plot)
@@ -194,8 +195,7 @@ def run_index(arguments):
     """miniclip index: embed a folder of photographs, once."""
     told = index(arguments.folder, arguments.model, arguments.out, arguments.device,
                  arguments.quick_gelu)
-    if arguments.json:
-        print(json.dumps(told, indent=2))
+    if as_json(arguments, told):
         return
     where = plots.shown_name(told["index"], 10**6)
     print(f"{told['photographs']:,} photographs in {where}: {told['embedded']:,} embedded "
@@ -208,9 +208,7 @@ def run_search(arguments):
     """miniclip search: the nearest photographs, as a list and as a contact sheet."""
     found = search(arguments.text, arguments.image, arguments.k, arguments.index,
                    arguments.model, arguments.device)
-    if arguments.json:
-        print(json.dumps([{"score": score, "path": path} for score, path in found], indent=2))
-    else:
+    if not as_json(arguments, [{"score": score, "path": path} for score, path in found]):
         for score, path in found:
             print(f"  {score:.3f}  {plots.shown_name(path, 10**6)}")
     sheet = arguments.sheet or (find(arguments.index) / "search.png" if not arguments.json else "")

@@ -3,26 +3,28 @@
 Triton's own interpreter knows no Gluon. Here the parts of a program run as threads over PyTorch
 tensors, and whatever the hardware leaves open happens in the way that a mistake can least survive:
 
-    a copy into shared memory    destroys what is there at once, and arrives after a random while
+    a copy into shared memory    destroys what is there at once, and arrives either at once too or
+                                 as late as it may: when its barrier is waited for (EARLY of them)
     a product                    reads its operands as late as it may: when it is waited for
     a copy out of it             likewise
     a part that waits in vain    raises after SECONDS, instead of hanging
 
 So a slot that is given back too early, a barrier with one arrival too few or a parity that is off
-by one gives NaN, wrong numbers, or Deadlock. What it can't see: the layouts, the registers, the
-speed. Those are the compiler's (tests/machine_code.py) and the GPU's.
+by one gives NaN, wrong numbers, an assertion or Deadlock. An element of global memory may be
+written by one part of one program only: else the order would decide. What all this can't see: the
+layouts, the registers, the speed. Those are the compiler's (tests/machine_code.py) and the GPU's.
 """
 
 import random
 import threading
-import time
 import types
 from contextlib import contextmanager
 from itertools import product
 
 import torch
 
-SECONDS = 5.0
+SECONDS = 20.0
+EARLY = 0.5
 OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of a launch: not the kernel's
 
 
@@ -35,6 +37,7 @@ class Barrier:
 
     def __init__(self):
         self.changed, self.count, self.phase, self.bytes = threading.Condition(), None, 0, 0
+        self.late = []  # copies that have not arrived
 
     def begin(self, count):
         self.count = self.missing = count
@@ -44,14 +47,19 @@ class Barrier:
             self.missing -= arrivals
             self.bytes += more_bytes
             assert self.missing >= 0, "more arrivals than a phase of the barrier has"
+            assert self.bytes >= 0, "more bytes than were announced"
             if self.missing == 0 and self.bytes == 0:
                 self.phase, self.missing = self.phase + 1, self.count
                 self.changed.notify_all()
 
     def wait(self, parity):
         with self.changed:
-            if not self.changed.wait_for(lambda: self.phase % 2 != parity, SECONDS):
-                raise Deadlock(f"waited for parity {parity} in phase {self.phase}")
+            while self.phase % 2 == parity:
+                if self.late:
+                    self.late.pop(0)()
+                elif not self.changed.wait_for(
+                        lambda: self.late or self.phase % 2 != parity, SECONDS):
+                    raise Deadlock(f"waited for parity {parity} in phase {self.phase}")
 
 
 class Shared:
@@ -104,6 +112,7 @@ class Descriptor:
 
 
 own = threading.local()  # of each part: its products and copies under way, its program's place
+owners = {}  # (tensor, element): the part of a program that wrote it in this launch
 engine = random.Random(0)
 
 
@@ -117,7 +126,11 @@ def copy_in(descriptor, corner, barrier, destination):
         destination.data.copy_(tile)
         barrier.update(more_bytes=-descriptor.block_type.nbytes)
 
-    threading.Timer(engine.random() * 0.002, arrive).start()
+    with barrier.changed:
+        barrier.late.append(arrive)
+        if engine.random() < EARLY:
+            barrier.late.pop()()
+        barrier.changed.notify_all()
 
 
 def copy_out(descriptor, corner, source):
@@ -156,23 +169,29 @@ def load(pointer, mask=True, other=0):
     return found
 
 
-def store(pointer, values, mask, add=False, **_):
-    pointer.data.view(-1).index_put_((pointer.where[mask],), values[mask], accumulate=add)
+def store(pointer, values, mask, add=False):
+    where = pointer.where[mask]
+    for element in where.tolist():
+        owner = owners.setdefault((pointer.data.data_ptr(), element), own.name)
+        assert owner == own.name, f"{owner} and {own.name} write to one place"
+    pointer.data.view(-1).index_put_((where,), values[mask], accumulate=add)
 
 
 def specialize(parts, warps, registers):
     """Every part in a thread of its own; what one of them raises is raised here."""
     errors, place = [], own.place
 
-    def run(function, arguments):
+    def run(number, function, arguments):
         own.products, own.copies, own.unfenced, own.place = [], [], set(), place
+        own.name = f"part {number} of program {place[0]}"
         try:
             function(*arguments)
             assert not own.products and not own.copies, "a program ended with work under way"
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=part, daemon=True) for part in parts]
+    threads = [threading.Thread(target=run, args=(number, *part), daemon=True)
+               for number, part in enumerate(parts)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -200,8 +219,10 @@ LANGUAGE = types.SimpleNamespace(
     minimum=min, maximum=lambda a, b: torch.clamp(a, min=b),
     split=lambda x: (x[..., 0].clone(), x[..., 1].clone()))
 HOPPER = {
-    "gl": LANGUAGE, "tl": LANGUAGE, "fence_async_shared": lambda: own.unfenced.clear(),
-    "warpgroup_mma": multiply, "warpgroup_mma_wait": multiplied,
+    "gl": LANGUAGE, "tl": LANGUAGE,
+    "hopper": types.SimpleNamespace(
+        warpgroup_mma=multiply, warpgroup_mma_wait=multiplied,
+        fence_async_shared=lambda: own.unfenced.clear()),
     "mbarrier": types.SimpleNamespace(
         MBarrierLayout=lambda: None, init=lambda barrier, count: barrier.begin(count),
         wait=lambda barrier, parity: barrier.wait(int(parity)),
@@ -236,6 +257,7 @@ class Launcher:
 
     def __getitem__(self, grid):
         def launch(*arguments, **options):
+            owners.clear()
             for place in product(*map(range, grid)):
                 own.place = place, grid
                 self.function(*map(given, arguments), **{
@@ -248,8 +270,8 @@ def on_cpu(module, monkeypatch, seed=0):
     """Launches of the module's kernels happen here."""
     names = plain(module)
     engine.seed(seed)
-    for name in names:
-        if name.endswith("_kernel"):
-            monkeypatch.setattr(module, name, Launcher(names[name]))
-    yield
-    time.sleep(0)
+    with monkeypatch.context() as patch:
+        for name in names:
+            if name.endswith("_kernel"):
+                patch.setattr(module, name, Launcher(names[name]))
+        yield

@@ -105,7 +105,8 @@ def compiled(architecture, dtype, D, changes, sizes):
             module.backward(scale, I, T, scale, r, c, labels)
     for kernel in (triton_loss.sums_kernel, triton_loss.finish_kernel, triton_blocks.block_kernel,
                    triton_loss.gradient_kernel):
-        found[kernel.fn.__name__.removesuffix("_kernel")] = list(kernel.device_caches[0][0].values())
+        name = kernel.fn.__name__.removesuffix("_kernel")
+        found[name] = list(kernel.device_caches[0][0].values())
     return found
 
 

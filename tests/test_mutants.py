@@ -129,8 +129,7 @@ MUTANTS = {
         "blocks", "square", GRADIENTS, ("\"COLUMNS\": both", "\"COLUMNS\": False")),
     "blocks: the last row is not written": (
         "blocks", "square", GRADIENTS,
-        ("            in_tiles(block, height, width),",
-         "            in_tiles(block[:-1], height, width),")),
+        ("base.in_tiles(block, height, width)", "base.in_tiles(block[:-1], height, width)")),
     "blocks: the label offset is that of the whole": (
         "blocks", "part", GRADIENTS,
         ("label_offset + rows.start - columns.start,", "label_offset,")),
@@ -143,9 +142,9 @@ MUTANTS = {
         "blocks", "square", ["dI", "ds"],
         ("block, T[columns], first=columns.start == 0)", "block, T[columns], first=True)")),
     "blocks: the boost stays in": (
-        "blocks", "sure", GRADIENTS, (" / options[\"BOOST\"])\n", ")\n")),
+        "blocks", "sure", GRADIENTS, (" / base.boost(I.dtype))\n", ")\n")),
     "blocks: ids of the first columns": (
-        "blocks", "captions", GRADIENTS, ("x[here] if x is not None", "x if x is not None")),
+        "blocks", "captions", GRADIENTS, ("x if x is None else x[here]", "x if x is None else x")),
     "blocks: the tiles' order forgets the last rows": (
         "blocks", "tall", GRADIENTS,
         ("tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)", "tl.cdiv(M, BLOCK_M) - 1, GROUP)")),
