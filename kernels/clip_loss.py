@@ -62,7 +62,7 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     if backend == "dense":
         labels = Labels(label_offset, both, *ids)
         return dense_loss(image_features, text_features, scale, labels)
-    return forward(image_features, text_features, scale, ids, label_offset, both, backend)[0]
+    return Loss.apply(image_features, text_features, scale, (label_offset, both, backend), *ids)
 
 
 class Labels(NamedTuple):
@@ -126,11 +126,12 @@ class ClipLoss(nn.Module):
 
 # ------------------------------------------------------------------------------ into autograd
 
-# Two operators that autograd, autocast and torch.compile take as they are. What passes from the
-# first to the second is I, T, the scale and one number for each row and column: no M × N.
+# What passes from the first pass to the second is I, T, the scale and one number for each row and
+# column: no M × N. For torch.compile both are operators that it takes as they are; called without
+# it they are functions, since what an operator does around its own would cost a tenth of a
+# millisecond, as long as the loss of some thousand pairs takes on a GPU.
 
 
-@torch.library.custom_op("miniclip::clip_loss", mutates_args=())
 def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset: int,  # noqa: E741
             both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """→ loss (), and what the backward pass wants: one number for each row and each column.
@@ -141,7 +142,6 @@ def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset
         return passes(backend)[0](I, T, scale, Labels(label_offset, both, *ids))
 
 
-@torch.library.custom_op("miniclip::clip_loss_backward", mutates_args=())
 def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], label_offset: int,
              both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """saved: I, T, the scale, r and c → the gradients of I (M, D), T (N, D) and the scale ()."""
@@ -149,28 +149,38 @@ def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], label_off
         return passes(backend)[1](upstream, *saved, Labels(label_offset, both, *ids))
 
 
-@forward.register_fake
+forward_operator, backward_operator = (
+    torch.library.custom_op(f"miniclip::clip_loss_{pass_.__name__}", pass_, mutates_args=())
+    for pass_ in (forward, backward))
+
+
+@forward_operator.register_fake
 def _(I, T, scale, ids, label_offset, both, backend):  # noqa: E741
     return scale.new_empty(()), scale.new_empty(len(I)), scale.new_empty(len(T) if both else 0)
 
 
-@backward.register_fake
+@backward_operator.register_fake
 def _(upstream, saved, ids, label_offset, both, backend):
     return tuple(x.new_empty(x.shape) for x in saved[:3])
 
 
-def _save(ctx, inputs, output):
-    I, T, scale, ids, *ctx.settings = inputs  # noqa: E741
-    ctx.save_for_backward(I, T, scale, *output[1:], *ids)
+class Loss(torch.autograd.Function):
+    """I, T, scale, settings (label_offset, both, backend) and ids → loss ()."""
 
+    @staticmethod
+    def forward(ctx, I, T, scale, settings, *ids):  # noqa: E741
+        run = forward_operator if torch.compiler.is_compiling() else forward
+        loss, *rest = run(I, T, scale, list(ids), *settings)
+        ctx.save_for_backward(I, T, scale, *rest, *ids)
+        ctx.settings = settings
+        return loss
 
-def _gradients(ctx, upstream, *_):
-    saved, ids = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    found = backward(upstream, saved, ids, *ctx.settings)
-    return *found, [None] * len(ids), None, None, None
-
-
-forward.register_autograd(_gradients, setup_context=_save)
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        run = backward_operator if torch.compiler.is_compiling() else backward
+        saved, ids = list(ctx.saved_tensors[:5]), list(ctx.saved_tensors[5:])
+        return *run(upstream, saved, ids, *ctx.settings), None, *[None] * len(ids)
 
 
 # ------------------------------------------------------------------------------ the backends

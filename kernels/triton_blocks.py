@@ -59,8 +59,8 @@ def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, D: tl.c
 
 def stretches(length, most) -> list[slice]:
     """0 to length in parts of at most `most`, as equal as whole tiles can make them."""
-    parts, unit = triton.cdiv(length, most), min(most, 128)
-    step = triton.cdiv(triton.cdiv(length, parts), unit) * unit
+    parts, unit = base.cdiv(length, most), min(most, 128)
+    step = base.cdiv(base.cdiv(length, parts), unit) * unit
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
@@ -80,7 +80,7 @@ def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
     options = base.launch_options(I, ids[0])["block"] | constants
     height, width, k = base.tile_shape(options)
     with base.on(I):
-        block_kernel[triton.cdiv(M, height) * triton.cdiv(N, width),](
+        block_kernel[base.cdiv(M, height) * base.cdiv(N, width),](
             base.in_tiles(I, height, k), base.in_tiles(T, width, k), scale, r, c, *ids,
             base.in_tiles(block, height, width), M, N, label_offset,
             RAGGED=base.ragged(M, height, N, width), **options)
@@ -92,7 +92,7 @@ def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
     A, B, (M, D), N = base.aligned(I), base.aligned(T), I.shape, len(T)  # cuBLAS takes any I, T
     factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / base.boost(I.dtype))
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
-    G = I.new_empty(vertical[0].stop, triton.cdiv(horizontal[0].stop, 16) * 16)  # as `aligned`
+    G = I.new_empty(vertical[0].stop, base.cdiv(horizontal[0].stop, 16) * 16)  # as `aligned`
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
     dI, dT, ds = I.new_empty(M, D), T.new_empty(N, D), torch.zeros_like(scale)
     for rows in vertical:

@@ -27,10 +27,9 @@ What is computed, and where its precision is, stands in `triton_loss`; the block
 `triton_blocks`. tests/gluon_on_cpu.py runs this file without a GPU.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import torch
-import triton
 from miniclip_kernels import triton_blocks
 from miniclip_kernels import triton_loss as base
 from miniclip_kernels.triton_loss import LOG2E
@@ -40,7 +39,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-BLOCK, BLOCK_K = gl.constexpr(128), gl.constexpr(64)  # a tile's rows and columns; a part's features
+ROWS, FEATURES = 128, 64  # rows, and columns, of a tile; features of a part
+BLOCK, BLOCK_K = gl.constexpr(ROWS), gl.constexpr(FEATURES)
 TILE = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))  # four warps have it
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))  # of columns: one for each thread
 # The same in both languages.
@@ -200,37 +200,43 @@ def programs(device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def grid(M, N, device):
+@cache
+def grid(M, N, most):
     """(groups, splits) of programs, so that the one with the most tiles has as few as possible."""
-    blocks, tiles, most = triton.cdiv(M, BLOCK), triton.cdiv(N, BLOCK), programs(device)
+    blocks, tiles = base.cdiv(M, ROWS), base.cdiv(N, ROWS)
     splits = min(range(1, min(tiles, most) + 1), key=lambda splits: (
-        triton.cdiv(blocks, most // splits) * triton.cdiv(tiles, splits)))
+        base.cdiv(blocks, most // splits) * base.cdiv(tiles, splits)))
     return min(blocks, most // splits), splits
 
 
+@cache
+def tile_layout(dtype):
+    """How a tile (ROWS, FEATURES) lies in shared memory."""
+    return gl.NVMMASharedLayout.get_default_for([ROWS, FEATURES], getattr(gl, str(dtype)[6:]))
+
+
 def in_tiles(matrix):
-    """A descriptor of which tiles (BLOCK, BLOCK_K) are loaded or stored."""
-    tile, dtype = [BLOCK.value, BLOCK_K.value], str(matrix.dtype).removeprefix("torch.")
-    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), tile,
-                            gl.NVMMASharedLayout.get_default_for(tile, getattr(gl, dtype)))
+    """A descriptor of which tiles (ROWS, FEATURES) are loaded or stored."""
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [ROWS, FEATURES],
+                            tile_layout(matrix.dtype))
 
 
 def walk(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, both):  # noqa: E741
     """Launch the kernel: for sums if there is no G to be written."""
     (M, D), N = I.shape, len(T)
-    parts = triton.cdiv(D, BLOCK_K.value)
+    parts = base.cdiv(D, FEATURES)
     with base.on(I):
         walk_kernel[grid](
             in_tiles(I), in_tiles(T), scale, *ids, by_row, by_column, G, M, N, label_offset, room,
             K_STEPS=parts, STAGES=4 if parts > 4 else 8, SUMS=G is None, BOTH=both,
-            HAS_IDS=ids[0] is not None, RAGGED=base.ragged(M, BLOCK.value, N, BLOCK.value),
+            HAS_IDS=ids[0] is not None, RAGGED=base.ragged(M, ROWS, N, ROWS),
             BOOST=base.boost(I.dtype), num_warps=4)
 
 
 def sums(I, T, scale, labels, room):  # noqa: E741
     """As `triton_loss.sums`: lines of partial sums of rows (lines, M) and of columns (lines, N)."""
     (label_offset, both, *ids), M, N = labels, len(I), len(T)
-    groups, splits = grid(M, N, I.device)
+    groups, splits = grid(M, N, programs(I.device))
     row_sums = scale.new_empty(2 * splits, M)
     column_sums = scale.new_zeros(groups, N) if both else row_sums
     walk(I, T, scale, ids, row_sums, column_sums, None, label_offset, room, (groups, splits), both)
@@ -239,8 +245,8 @@ def sums(I, T, scale, labels, room):  # noqa: E741
 
 def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
     """As `triton_blocks.write`: one block of BOOST · G, from its own rows of everything."""
-    walk(I, T, scale, ids, r, c, in_tiles(block), label_offset, 0.0, grid(*block.shape, I.device),
-         both)
+    walk(I, T, scale, ids, r, c, in_tiles(block), label_offset, 0.0,
+         grid(*block.shape, programs(I.device)), both)
 
 
 forward = partial(base.forward, sums=sums)

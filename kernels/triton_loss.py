@@ -54,6 +54,7 @@ floating-point atomics between programs, no probabilities dropped, wide tiles.
 
 import math
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -68,6 +69,7 @@ LOG2E = tl.constexpr(math.log2(math.e))
 GROUPS = 256  # lines of partial column sums, at most; and about as many programs at a time
 
 
+@cache
 def tiles(dtype, D, architecture):
     """{kernel: launch options}: tile sizes, warps and pipeline stages, and a cap of registers.
 
@@ -349,6 +351,11 @@ def launch_options(I, image_ids):  # noqa: E741
             for kernel, options in tiles(I.dtype, I.shape[1], architecture).items()}
 
 
+def cdiv(a, b):
+    """a / b, rounded up. (Triton's own takes microseconds: it is meant for kernels.)"""
+    return -(-a // b)
+
+
 def boost(dtype):
     """What G is multiplied by before it is cast: float16's smallest normal number is 6e-5."""
     return 1024.0 if dtype == torch.float16 else 1.0
@@ -370,7 +377,7 @@ def aligned(features):
     (N, D), (row, feature) = features.shape, features.stride()
     if feature == 1 and row >= D and row % unit == 0 and features.data_ptr() % 16 == 0:
         return features
-    return features.new_empty(N, triton.cdiv(D, unit) * unit)[:, :D].copy_(features)
+    return features.new_empty(N, cdiv(D, unit) * unit)[:, :D].copy_(features)
 
 
 def has_descriptors(device):
@@ -396,9 +403,9 @@ def sums(I, T, scale, labels, room):  # noqa: E741
     (label_offset, both, *ids), M, N = labels, len(I), len(T)
     options = launch_options(I, ids[0])["sums"]
     height, width, k = tile_shape(options)
-    blocks = triton.cdiv(M, height)
+    blocks = cdiv(M, height)
     groups = min(blocks, 2 if INTERPRETED else GROUPS)
-    splits = min(triton.cdiv(N, width), max(1, GROUPS // blocks))
+    splits = min(cdiv(N, width), max(1, GROUPS // blocks))
     row_sums = scale.new_empty(splits, M)
     column_sums = scale.new_zeros(groups, N) if both else row_sums
     with on(I):
@@ -413,7 +420,7 @@ def forward(I, T, scale, labels, sums=sums):  # noqa: E741
     (label_offset, both, *ids), I, T, M, N = labels, aligned(I), aligned(T), len(I), len(T)  # noqa: E741
     options = launch_options(I, ids[0])["finish"]
     square, k = options["BLOCK"], options["BLOCK_K"]
-    finishers = triton.cdiv(M, square)
+    finishers = cdiv(M, square)
     r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(finishers)
     room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
     row_sums, column_sums = sums(I, T, scale, labels, room)
@@ -433,9 +440,9 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     options = launch_options(I, image_ids)["gradient"] | {"BOOST": boost(I.dtype)}
     height, width, k = tile_shape(options)
     wide = options["BLOCK_D"]
-    slices = triton.cdiv(D, wide)
+    slices = cdiv(D, wide)
     dI, dT = I.new_empty(M, D), T.new_empty(N, D)
-    blocks_i, blocks_t = (triton.cdiv(n, height) for n in (M, N))
+    blocks_i, blocks_t = (cdiv(n, height) for n in (M, N))
     scale_parts = scale.new_empty(blocks_i * slices)
     weight = 1 / (2 * N) if both else 1 / M
     upstream = upstream.to(scale.dtype)

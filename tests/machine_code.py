@@ -26,7 +26,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # with it Triton compiles nothing
 
 import torch
 import triton
-from miniclip_kernels import triton_blocks, triton_loss
+from miniclip_kernels import triton_blocks, triton_hopper, triton_loss
 from miniclip_kernels.clip_loss import Labels
 from triton.backends.compiler import GPUTarget
 
@@ -77,7 +77,7 @@ def figures(kernel) -> dict:
 
 
 def worst(variants) -> dict:
-    """The figures of several kernels as those of one: the most of what it needs, all that it has"""
+    """Figures of several kernels as those of one: the most of what it needs, all that it has."""
     return {key: all(x[key] for x in variants) if isinstance(value, bool)
             else max(x[key] for x in variants) for key, value in variants[0].items()}
 
@@ -95,19 +95,35 @@ def compiled(architecture, dtype, D, changes, sizes):
 
     triton.runtime.driver.set_active(driver)
     torch.cuda.get_device_capability = lambda *_: divmod(architecture, 10)
-    triton_loss.tiles = tiles
-    for M, N, offset, both, captions in sizes:
-        I, T = torch.ones(M, D, dtype=dtype), torch.ones(N, D, dtype=dtype)  # noqa: E741
-        ids = (torch.arange(M), torch.arange(N)) if captions else (None, None)
-        labels, scale = Labels(offset, both, *ids), torch.tensor(14.3)
-        _, r, c = triton_loss.forward(I, T, scale, labels)
+    triton_loss.tiles, triton_hopper.programs = tiles, lambda device: 132
+    for given in inputs(dtype, D, sizes):
+        _, r, c = triton_loss.forward(*given)
         for module in (triton_loss, triton_blocks):
-            module.backward(scale, I, T, scale, r, c, labels)
-    for kernel in (triton_loss.sums_kernel, triton_loss.finish_kernel, triton_blocks.block_kernel,
-                   triton_loss.gradient_kernel):
-        name = kernel.fn.__name__.removesuffix("_kernel")
-        found[name] = list(kernel.device_caches[0][0].values())
-    return found
+            module.backward(given[2], *given[:3], r, c, given[3])
+    if architecture // 10 == 9 and dtype.itemsize == 2 and D <= 512:
+        for given in inputs(dtype, D, sizes):
+            triton_hopper.forward(*given)
+        found["hopper, sums"] = launched(triton_hopper.walk_kernel)
+        for given in inputs(dtype, D, sizes):
+            triton_hopper.backward(given[2], *given[:3], r, c, given[3])
+        found["hopper, block"] = launched(triton_hopper.walk_kernel)[len(found["hopper, sums"]):]
+    return {"sums": launched(triton_loss.sums_kernel),
+            "finish": launched(triton_loss.finish_kernel),
+            "block": launched(triton_blocks.block_kernel),
+            "gradient": launched(triton_loss.gradient_kernel)} | found
+
+
+def inputs(dtype, D, sizes):
+    """What a forward pass is given, for each of these sizes."""
+    for M, N, offset, both, captions in sizes:
+        ids = (torch.arange(M), torch.arange(N)) if captions else (None, None)
+        yield (torch.ones(M, D, dtype=dtype), torch.ones(N, D, dtype=dtype), torch.tensor(14.3),
+               Labels(offset, both, *ids))
+
+
+def launched(kernel):
+    """Every variant of it, in the order of the first launches."""
+    return list(kernel.device_caches[0][0].values())
 
 
 def main(architecture, dtype, D, *changes):

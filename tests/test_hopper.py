@@ -68,9 +68,8 @@ def test_with_any_number_of_programs(programs, block, monkeypatch):
 @pytest.mark.parametrize("M, N, programs", [
     (8192, 8192, 132), (65536, 65536, 132), (20000, 20000, 132), (1, 1, 132), (100, 9000, 132),
     (9000, 9000, 1), (8192, 300, 7)])
-def test_every_program_has_about_as_much_to_do(M, N, programs, monkeypatch):
-    monkeypatch.setattr(triton_hopper, "programs", lambda device: programs)
-    groups, splits = triton_hopper.grid(M, N, None)
+def test_every_program_has_about_as_much_to_do(M, N, programs):
+    groups, splits = triton_hopper.grid(M, N, programs)
     blocks, tiles = -(-M // 128), -(-N // 128)
     assert 1 <= groups <= blocks and 1 <= splits <= tiles and groups * splits <= programs
     most = -(-blocks // groups) * -(-tiles // splits)
