@@ -127,9 +127,9 @@ class ClipLoss(nn.Module):
 # ------------------------------------------------------------------------------ into autograd
 
 # What passes from the first pass to the second is I, T, the scale and one number for each row and
-# column: no M × N. For torch.compile both are operators that it takes as they are; called without
-# it they are functions, since what an operator does around its own would cost a tenth of a
-# millisecond, as long as the loss of some thousand pairs takes on a GPU.
+# column: no M × N. For torch.compile both are operators, which it takes as they are. Called without
+# it they are functions: what PyTorch does around an operator would take a tenth of a millisecond,
+# as long as the loss of some thousand pairs on a GPU.
 
 
 def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset: int,  # noqa: E741
@@ -176,9 +176,9 @@ class Loss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream):
-        run = backward_operator if torch.compiler.is_compiling() else backward
+    def backward(ctx, upstream):  # with gradients on, for theirs: the operator refuses those
+        plain = not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+        run = backward if plain else backward_operator
         saved, ids = list(ctx.saved_tensors[:5]), list(ctx.saved_tensors[5:])
         return *run(upstream, saved, ids, *ctx.settings), None, *[None] * len(ids)
 

@@ -164,8 +164,8 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 
 
 @gluon.jit
-def walk_kernel(I, T, scale, i_ids, t_ids, by_row, by_column, G, M, N, label_offset, room,  # noqa: E741
-                K_STEPS: gl.constexpr, STAGES: gl.constexpr, SUMS: gl.constexpr,
+def walk_kernel(I, T, scale, i_ids, t_ids, by_row, by_column, G, M, N, label_offset,  # noqa: E741
+                room, K_STEPS: gl.constexpr, STAGES: gl.constexpr, SUMS: gl.constexpr,
                 BOTH: gl.constexpr, HAS_IDS: gl.constexpr, RAGGED: gl.constexpr,
                 BOOST: gl.constexpr):
     """SUMS: `triton_loss.sums_kernel`, with by_row (2 · splits, M), a line for each turn, and

@@ -417,7 +417,8 @@ def sums(I, T, scale, labels, room):  # noqa: E741
 
 def forward(I, T, scale, labels, sums=sums):  # noqa: E741
     """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2."""
-    (label_offset, both, *ids), I, T, M, N = labels, aligned(I), aligned(T), len(I), len(T)  # noqa: E741
+    (label_offset, both, *ids), M, N = labels, len(I), len(T)
+    I, T = aligned(I), aligned(T)  # noqa: E741
     options = launch_options(I, ids[0])["finish"]
     square, k = options["BLOCK"], options["BLOCK_K"]
     finishers = cdiv(M, square)

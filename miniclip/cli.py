@@ -14,17 +14,10 @@ from pathlib import Path
 from PIL import Image
 from safetensors import SafetensorError
 
-from miniclip import plots, pretrained
+from miniclip import evaluate, plots, pretrained
 from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_config
 from miniclip.data import load_pairs
-from miniclip.evaluate import (
-    DRAWN_CLASSES,
-    TEMPLATES,
-    classify,
-    labelled_images,
-    retrieval,
-    zero_shot_report,
-)
+from miniclip.evaluate import TEMPLATES, classify, labelled_images, retrieval, zero_shot_report
 from miniclip.search import DEFAULT_MODEL, find, index, search
 from miniclip.sources import Source, one_line
 from miniclip.train import Diverged, pick_device, train
@@ -138,8 +131,8 @@ def run_zero_shot(arguments, loaded):
         raise ValueError(f'{arguments.names} must be JSON of the form {{"folder": "class name", …}}'
                          ) from None
     rows, names = labelled_images(arguments.data, arguments.split, renamed)
-    if arguments.plot and len(names) > DRAWN_CLASSES:
-        raise ValueError(f"--plot can show {DRAWN_CLASSES:,} classes; there are {len(names):,}")
+    if arguments.plot and len(names) > (most := evaluate.DRAWN_CLASSES):
+        raise ValueError(f"--plot can show {most:,} classes; there are {len(names):,}")
     metrics, confusion = zero_shot_report(
         loaded, islice(rows, arguments.limit or None), names, arguments.template or TEMPLATES)
     if not as_json(arguments, metrics):

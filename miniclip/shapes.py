@@ -19,19 +19,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from miniclip.drawing import (
-    BACKGROUNDS,
-    PAINT,
-    SHAPES,
-    TEXTURES,
-    THINGS,
-    between,
-    clutter,
-    ground,
-    paint,
-    pick,
-    window,
-)
+from miniclip import drawing
+from miniclip.drawing import BACKGROUNDS, PAINT, SHAPES, THINGS, between, ground, pick
 
 # fmt: off
 COLOURS = tuple(PAINT)[:10]
@@ -120,7 +109,7 @@ def _placed(rng, objects, relation) -> tuple[Object, ...]:
 
 def _object(rng, kind, colour=None, sizes=SIZES) -> Object:
     textured = kind in SHAPES and rng.random() < 0.35
-    texture = pick(rng, TEXTURES[1:]) if textured else "plain"
+    texture = pick(rng, drawing.TEXTURES[1:]) if textured else "plain"
     return Object(kind, colour or pick(rng, COATS[kind]), pick(rng, sizes), texture)
 
 
@@ -183,11 +172,11 @@ def render(scene, rng, style="plain", size=64) -> np.ndarray:
         pale = any(o.kind in SHAPES and sum(PAINT[o.colour]) > 450 for o in scene.objects)
         canvas = Image.new("RGB", (side, side), (24, 24, 26) if pale else (250, 250, 248))
     else:
-        canvas = window(rng, ground(scene.background, side), side)
+        canvas = drawing.window(rng, ground(scene.background, side), side)
     if style == "cluttered":
-        clutter(canvas, rng)
+        drawing.clutter(canvas, rng)
     for item in scene.objects:
-        paint(canvas, item, rng, style)
+        drawing.paint(canvas, item, rng, style)
     image = np.array(canvas.reduce(2))
     return 255 - image if style == "inverted" else image
 

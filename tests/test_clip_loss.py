@@ -325,10 +325,10 @@ def test_the_operators_are_what_they_say(both, backend):
     scale = torch.tensor(3.0, device=DEVICE, requires_grad=True)
     ids = [torch.tensor([0, 0, 1, 2, 3], device=DEVICE), torch.arange(len(texts), device=DEVICE)]
     settings = (ids, 0, both, backend)
-    torch.library.opcheck(module.forward, (images, texts, scale, *settings))
     given = [x.detach() for x in (images, texts, scale)]
+    torch.library.opcheck(module.forward_operator, (*given, *settings))
     _, r, c = module.forward(*given, *settings)
-    torch.library.opcheck(module.backward, (scale.detach(), [*given, r, c], *settings))
+    torch.library.opcheck(module.backward_operator, (scale.detach(), [*given, r, c], *settings))
 
 
 @BUT_NUMPY
@@ -418,9 +418,9 @@ EMPTY = "nothing to compare: M, N and D must be at least 1; got "
 
 @pytest.mark.parametrize("arguments, options, message", [
     ((X, X, 1.0), {"backend": "cuda"},
-     "backend 'cuda' is not one of auto, triton, blocks, tiled, dense, numpy"),
+     "backend 'cuda' is not one of auto, triton, blocks, hopper, tiled, dense, numpy"),
     ((X, X, 1.0), {"backend": None},
-     "backend None is not one of auto, triton, blocks, tiled, dense, numpy"),
+     "backend None is not one of auto, triton, blocks, hopper, tiled, dense, numpy"),
     ((X, X, 1.0), {"direction": "columns"}, "direction 'columns' is not one of both, rows"),
     (([[1.0]], X, 1.0), {}, "image_features must be a tensor, not list"),
     ((X, np.eye(4), 1.0), {}, "text_features must be a tensor, not ndarray"),
