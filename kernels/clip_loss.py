@@ -45,8 +45,9 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     backend: "triton" and "blocks" (CUDA, or a CPU with TRITON_INTERPRET=1) and "tiled" (any device)
     never hold the M × N matrix; "dense" is plain PyTorch, "numpy" the float64 reference, and both
     do. "triton" keeps nothing of it at all, "blocks" no more than 128 MiB at a time in the backward
-    pass, in which it needs fewer products. "auto": blocks on CUDA, triton there if D ≤ 128, else
-    tiled. A backend that is named and can't run raises.
+    pass, in which it needs fewer products. "hopper" is "blocks" written for GPUs of compute
+    capability 9 (16 bits, D ≤ 512), and not measured yet. "auto": blocks on CUDA, triton there if
+    D ≤ 128, else tiled. A backend that is named and can't run raises.
     Gradients of first order; the same bits for the same input on the same device.
     Raises ValueError, in one line, for what does not fit.
     """

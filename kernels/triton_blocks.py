@@ -91,10 +91,11 @@ def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
     label_offset, both, image_ids, text_ids = labels
     A, B, (M, D), N = base.aligned(I), base.aligned(T), I.shape, len(T)  # cuBLAS takes any I, T
     factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / base.boost(I.dtype))
+    scaled, shares = scale * factor, []
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
     G = I.new_empty(vertical[0].stop, base.cdiv(horizontal[0].stop, 16) * 16)  # as `aligned`
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
-    dI, dT, ds = I.new_empty(M, D), T.new_empty(N, D), torch.zeros_like(scale)
+    dI, dT = I.new_empty(M, D), T.new_empty(N, D)
     for rows in vertical:
         sums = sum_I[:rows.stop - rows.start]
         for columns in horizontal:
@@ -105,7 +106,7 @@ def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
                   label_offset + rows.start - columns.start, both)
             add_product(sums, block, T[columns], first=columns.start == 0)
             add_product(sum_T[columns], block.T, I[rows], first=rows.start == 0)
-        ds += torch.dot(sums.flatten(), I[rows].to(sums.dtype).flatten())  # Σ_i ⟨(G T)_i, I_i⟩
-        torch.mul(sums, scale * factor, out=dI[rows])
-    torch.mul(sum_T, scale * factor, out=dT)
-    return dI, dT, ds * factor
+        shares.append(torch.dot(sums.flatten(), I[rows].to(sums.dtype).flatten()))  # ⟨G T, I⟩
+        torch.mul(sums, scaled, out=dI[rows])
+    torch.mul(sum_T, scaled, out=dT)
+    return dI, dT, sum(shares[1:], shares[0]) * factor

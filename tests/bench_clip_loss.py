@@ -40,17 +40,17 @@ D, TEMPERATURE = 512, 0.07
 CPU_SIZES = (512, 1024, 2048, 4096, 8192)
 GPU_SIZES = (256, 1024, 4096, 8192, 16384, 32768, 65536, 131072)
 PEERS_TO = 65536  # the largest N of every implementation, but:
-LARGEST = {"numpy": 1024, "miniclip": 2**20, "registers": 2**20}
+LARGEST = {"numpy": 1024, "miniclip": 2**20, "registers": 2**20, "hopper": 2**20}
 ONCE = 2**20  # N from which on there is one call, forward and backward
 WIDTHS = (256, 768, 1024)  # D, at N = PEERS_TO, of our own alone
 CPU_SECONDS, GPU_SECONDS = 2.0, 0.5  # about as long is spent on each cell, if it is not slow
 CHUNK = 2048  # rows at a time of the chunked peer
 PASSES = ("forward", "forward+backward")
 FIGURES = ("ms_p20", "ms_p50", "ms_p80", "extra_mb", "share_of_peak")
-OURS = ("miniclip", "registers", "tiled")
+OURS = ("miniclip", "hopper", "registers", "tiled")
 BLUE, ORANGE, GREEN, RED, GRAY = "#3566a8", "#d9822b", "#3a8f4d", "#c23b3b", "#8a8a8a"
-COLORS = {"miniclip": BLUE, "registers": "#8fb3e0", "tiled": ORANGE, "dense": RED,
-          "eager": RED, "compile": GREEN, "chunked": "#2a9d9d", "memeff": "#7b5ea7",
+COLORS = {"miniclip": BLUE, "hopper": "#1c2f4f", "registers": "#8fb3e0", "tiled": ORANGE,
+          "dense": RED, "eager": RED, "compile": GREEN, "chunked": "#2a9d9d", "memeff": "#7b5ea7",
           "inf-cl": "#8c6d46", "cut-cross-entropy": "#c46aa0", "numpy": GREEN}
 STYLE = {  # as the project's other pictures
     "figure.facecolor": "white", "figure.dpi": 120, "font.size": 9, "axes.titlesize": 10,
@@ -155,6 +155,7 @@ def cut_cross_entropy(I, T, s):  # noqa: E741
 CPU_IMPLS = {name: partial(clip_loss, backend=name) for name in ("dense", "tiled", "numpy")}
 GPU_IMPLS = {
     "miniclip": clip_loss,  # "auto": at these widths backend "blocks"
+    "hopper": partial(clip_loss, backend="hopper"),
     "registers": partial(clip_loss, backend="triton"), "chunked": Chunked.apply,
     "compile": lambda *features: fused(eager)(*features), "eager": eager, "memeff": memeff,
     "cut-cross-entropy": cut_cross_entropy, "inf-cl": inf_cl, "tiled": CPU_IMPLS["tiled"]}
@@ -367,7 +368,7 @@ def plan(cuda, sizes, impls):
         steps += [(PEERS_TO, width) for width in WIDTHS] + [(ONCE, D)]
     for N, width in steps:
         names = [name for name in impls if N <= LARGEST.get(name, PEERS_TO)
-                 and (width == D or name in ("miniclip", "registers"))]
+                 and (width == D or name in OURS and name != "tiled")]
         if names:
             yield N, width, names
 

@@ -158,7 +158,7 @@ def test_the_plan():
         benchmark.CPU_SIZES)
     gpu = list(benchmark.plan(True, None, benchmark.GPU_IMPLS))
     assert (65536, 512, list(benchmark.GPU_IMPLS)) in gpu
-    assert [(N, D) for N, D, names in gpu if names == ["miniclip", "registers"]] == [
+    assert [(N, D) for N, D, names in gpu if names == ["miniclip", "hopper", "registers"]] == [
         (131072, 512), (65536, 256), (65536, 768), (65536, 1024), (2**20, 512)]
 
 

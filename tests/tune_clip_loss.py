@@ -5,6 +5,7 @@
 The first candidate of each kernel is what `triton_loss.tiles` and `triton_blocks.BLOCK` say now; a
 candidate changes what it names. Timed are bfloat16 unit vectors, N = 32,768, D = 512: for `sums`
 the forward pass, for `gradient` and `block` the backward pass of "triton" and of "blocks".
+"hopper sums" and "hopper block" are the same passes of "hopper", whose tiles are fixed.
 share_of_peak counts 2N²D and 6N²D operations, over the rate of a large matrix product in the same
 run. Results: kernels/results/tiles/DEVICE.json, best first; nothing is changed by itself.
 """
@@ -26,7 +27,7 @@ from bench_clip_loss import (
     times,
     write,
 )
-from miniclip_kernels import triton_blocks, triton_loss
+from miniclip_kernels import triton_blocks, triton_hopper, triton_loss
 from miniclip_kernels.clip_loss import Labels
 
 NAMES = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "maxnreg")
@@ -43,7 +44,8 @@ CANDIDATES = {
         {"BLOCK": 2048}, {"BLOCK": 4096}, {"BLOCK": 16384}],
     "gradient": [{}, {"num_stages": 2}, {"num_stages": 4}, {"BLOCK_K": 128, "num_stages": 2},
                  {"BLOCK_D": 256, "BLOCK_N": 128}, {"BLOCK_D": 256, "BLOCK_M": 128},
-                 {"BLOCK_D": 256, "num_warps": 4}]}
+                 {"BLOCK_D": 256, "num_warps": 4}],
+    "hopper sums": [{}], "hopper block": [{}, {"BLOCK": 4096}, {"BLOCK": 16384}]}
 MODULES = {"GROUPS": triton_loss, "BLOCK": triton_blocks}  # settings that are no launch option
 SECONDS = 0.3  # about as long is spent on each candidate
 
@@ -58,7 +60,7 @@ def settings(kernel, candidate):
 
     def tiles(*arguments):
         found = usual(*arguments)
-        changed = found[kernel] | options
+        changed = found.get(kernel, {}) | options
         return found | {kernel: {name: x for name, x in changed.items() if x is not None}}
 
     triton_loss.tiles = tiles
@@ -76,7 +78,9 @@ def calls(I, T, scale):  # noqa: E741
     _, r, c = triton_loss.forward(I, T, scale, labels)
     return {"sums": lambda: triton_loss.forward(I, T, scale, labels),
             "block": lambda: triton_blocks.backward(upstream, I, T, scale, r, c, labels),
-            "gradient": lambda: triton_loss.backward(upstream, I, T, scale, r, c, labels)}
+            "gradient": lambda: triton_loss.backward(upstream, I, T, scale, r, c, labels),
+            "hopper sums": lambda: triton_hopper.forward(I, T, scale, labels),
+            "hopper block": lambda: triton_hopper.backward(upstream, I, T, scale, r, c, labels)}
 
 
 def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
@@ -91,7 +95,7 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
     except Exception as error:  # any of Triton's, PyTorch's or the driver's
         return row | {"error": in_a_line(error)}
     N, width = features[0].shape
-    share = (2 if kernel == "sums" else 6) * N * N * width / (ms * 1e9 * peak)
+    share = (2 if "sums" in kernel else 6) * N * N * width / (ms * 1e9 * peak)
     return row | {"ms_p50": float(f"{ms:.4g}"), "share_of_peak": round(share, 4), "error": None}
 
 
@@ -108,7 +112,7 @@ def tune(N, kernels, folder, cuda=True):
         for candidate in CANDIDATES[kernel]:
             rows.append(try_candidate(kernel, candidate, features, record["peak_tflops"], cuda))
             row, named = rows[-1], ", ".join(f"{k}={v}" for k, v in candidate.items())
-            print(f"{kernel:9}", row["error"] or f"{row['ms_p50']:9.4g} ms "
+            print(f"{kernel:12}", row["error"] or f"{row['ms_p50']:9.4g} ms "
                   f"{row['share_of_peak']:6.1%} ", named or "as it is", flush=True)
         rows.sort(key=lambda row: (list(CANDIDATES).index(row["kernel"]),
                                    row["ms_p50"] or float("inf")))

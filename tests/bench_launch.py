@@ -1,0 +1,52 @@
+"""What a call of the loss costs before a GPU has anything to do: Python, PyTorch and Triton.
+
+    python tests/bench_launch.py          part of make bench
+
+128 pairs of 64 features on one thread, and a driver that leaves every launch out
+(machine_code.Absent), so that what is timed is the way there: checks, autograd, descriptors, the
+choice of a compiled kernel. PyTorch's own products, of 128 × 128, do run: "eager", open_clip's
+formula, is nothing else. Milliseconds, the median of nine rounds.
+"""
+
+import statistics
+import time
+from functools import partial
+
+import torch
+import triton
+from bench_clip_loss import eager
+from machine_code import Absent
+from miniclip_kernels import triton_hopper, triton_loss
+from miniclip_kernels.clip_loss import clip_loss
+
+ROUNDS, CALLS = 9, 100
+
+
+def milliseconds(call) -> float:
+    """Of one call, in the median round."""
+    found = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        found.append(1000 * (time.perf_counter() - begin) / CALLS)
+    return statistics.median(found)
+
+
+def main():
+    torch.set_num_threads(1)
+    triton.runtime.driver.set_active(Absent(90))
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
+    triton_hopper.programs, triton_loss.check = lambda device: 132, lambda *_: None
+    features = [torch.ones(128, 64, dtype=torch.bfloat16).requires_grad_() for _ in range(2)]
+    features.append(torch.tensor(14.3, requires_grad=True))
+    losses = {name: partial(clip_loss, backend=name) for name in ("triton", "blocks", "hopper")}
+    print(f"{'':10} {'forward':>9} {'with gradients':>15}   ms a call, {CALLS} calls in a row")
+    for name, loss in (losses | {"eager": eager}).items():
+        both = partial(lambda loss: torch.autograd.grad(loss(*features), features), loss)
+        both()  # compiles
+        print(f"{name:10} {milliseconds(partial(loss, *features)):9.3f} {milliseconds(both):15.3f}")
+
+
+if __name__ == "__main__":
+    main()
