@@ -4,9 +4,9 @@
 when. Here it is written down, in Gluon, the language below Triton's. A program has three parts that
 run at the same time, on one multiprocessor:
 
-    fetch     ▒T₀▒▒T₁▒▒T₂▒▒T₃▒▒T₄▒▒T₅▒ …    one warp: tiles of T into a ring of shared memory
-    turn 0    ██S₀██░exp░░  ██S₂██░exp░░ …    four warps: a product (█), then what follows it (░)
-    turn 1          ██S₁██░exp░░  ██S₃██ …    four more: the tensor cores are never without work
+    fetch     ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒ …   one warp: T, part by part, into a ring
+    turn 0    ███S₀███░exp░   ███S₂███░exp░     four warps: a product, then what follows it
+    turn 1            ███S₁███░exp░   ███S₃███  four more: the tensor cores always have work
 
 (Warp specialisation and this "ping-pong" are those of FlashAttention-3, Shah et al. 2024, arXiv
 2407.08608, §3.1.) A block of I, all D features of it, stays in shared memory for as long as its row
@@ -18,10 +18,14 @@ enough have arrived and all bytes that were announced are there; to wait for par
 until a phase of that parity is over. A fresh barrier counts as having one of parity 1 behind it:
 the first time round `fetch` finds every part of the ring empty.
 
-    full[slot]   fetch → turn     the part is there           bytes
-    empty[slot]  turn → fetch     the part has been multiplied  1 arrival: a part is one turn's
-    full_I       fetch → turns    the block of I is there     bytes
-    empty_I      turns → fetch    it is no longer needed      2 arrivals
+    full[slot]   fetch → a turn   the part is there              its bytes
+    empty[slot]  a turn → fetch   the part has been multiplied   1 arrival
+    full_I       fetch → both     the block of I is there        its bytes
+    empty_I      both → fetch     it is no longer needed         2 arrivals
+    go[turn]     turn → turn      my product is under way: you   1 arrival
+
+Without `go` turns would not alternate, and worse: a turn that waits for the second use of a slot
+before the first has come sees the parity that it waits for, and multiplies what isn't there.
 
 What is computed, and where its precision is, stands in `triton_loss`; the block of G in
 `triton_blocks`. tests/gluon_on_cpu.py runs this file without a GPU.
