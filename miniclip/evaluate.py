@@ -70,25 +70,29 @@ def ranks(image_features: torch.Tensor, text_features: torch.Tensor, owner: np.n
         raise ValueError("every image needs at least one caption to be searched for")
     image_ranks, text_ranks = [], []
     for part in chunks(N, M):
-        scores = image_features[part] @ text_features.T  # (n, M)
+        scores = cosines(image_features[part], text_features)  # (n, M)
         own = owner == part[:, None]
         best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
         image_ranks.append(1 + ((scores >= best) & ~own).sum(1))
     for part in chunks(M, N):
-        scores = text_features[part] @ image_features.T  # (m, N)
+        scores = cosines(text_features[part], image_features)  # (m, N)
         right = scores.gather(1, owner[part, None])
         text_ranks.append((scores >= right).sum(1))  # the right one counts itself: 1 is the top
     return torch.cat(image_ranks), torch.cat(text_ranks)
 
 
-def chunks(rows: int, columns: int) -> tuple[torch.Tensor, ...]:
-    """Row numbers in even parts, of about CHUNK_FLOATS scores each.
+def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(n, D), (m, D) → (n, m) float32, the same for the same features wherever they stand.
 
-    Never a part of one row: for it BLAS takes another path, on which equal features can get scores
-    that differ in the last bit, and a tie would be lost.
+    BLAS sums one column in another order than the next. In float64 that is gone with the rounding
+    to float32; in float32 equal features could get scores that differ, and a tie would be lost.
     """
-    most = max(3, CHUNK_FLOATS // columns)
-    return torch.arange(rows).tensor_split(-(-rows // most))
+    return (a.double() @ b.double().T).float()
+
+
+def chunks(rows: int, columns: int) -> tuple[torch.Tensor, ...]:
+    """Row numbers in even parts, of about CHUNK_FLOATS scores each."""
+    return torch.arange(rows).tensor_split(-(-rows // max(1, CHUNK_FLOATS // columns)))
 
 
 def recalls(ranks: torch.Tensor) -> dict[str, float]:
