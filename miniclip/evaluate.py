@@ -24,7 +24,7 @@ TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "there
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
                   ".webp"}
 DRAWN_CLASSES = 1000  # at most, in a confusion picture
-CHUNK_FLOATS = 2**25  # of similarities held at once: 128 MiB, whatever the number of images
+CHUNK_FLOATS = 2**24  # similarities at once: 128 MiB in float64, whatever the number of images
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ LARGEST = {"numpy": 1024, "miniclip": 2**20, "registers": 2**20, "hopper": 2**20
 ONCE = 2**20  # N from which on there is one call, forward and backward
 WIDTHS = (256, 768, 1024)  # D, at N = PEERS_TO, of our own alone
 CPU_SECONDS, GPU_SECONDS = 2.0, 0.5  # about as long is spent on each cell, if it is not slow
+HOPPER_SECONDS = 120  # for compiling and one call
 CHUNK = 2048  # rows at a time of the chunked peer
 PASSES = ("forward", "forward+backward")
 FIGURES = ("ms_p20", "ms_p50", "ms_p80", "extra_mb", "share_of_peak")
@@ -152,10 +153,36 @@ def cut_cross_entropy(I, T, s):  # noqa: E741
             + linear_cross_entropy(s * T, I, labels, filter_eps=None)) / 2
 
 
+@cache
+def unfinished() -> str:
+    """Why "hopper" can't be measured, or nothing.
+
+    Its warps wait for each other, and a mistake there would be waited for as well: a process of
+    its own goes first, and is ended if need be.
+    """
+    first = ("import torch; from miniclip_kernels.clip_loss import clip_loss; "
+             "x = torch.ones(2, 999, 512, device='cuda').bfloat16().requires_grad_(); "
+             "clip_loss(*x, 9.0, backend='hopper').backward(); torch.cuda.synchronize()")
+    try:
+        subprocess.run([sys.executable, "-c", first], check=True, capture_output=True, text=True,
+                       timeout=HOPPER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"a first call had not ended after {HOPPER_SECONDS} s"
+    except subprocess.CalledProcessError as error:
+        return error.stderr.strip().rpartition("\n")[2]
+    return ""
+
+
+def hopper(I, T, s):  # noqa: E741
+    if reason := unfinished():
+        raise RuntimeError(reason)
+    return clip_loss(I, T, s, backend="hopper")
+
+
 CPU_IMPLS = {name: partial(clip_loss, backend=name) for name in ("dense", "tiled", "numpy")}
 GPU_IMPLS = {
     "miniclip": clip_loss,  # "auto": at these widths backend "blocks"
-    "hopper": partial(clip_loss, backend="hopper"),
+    "hopper": hopper,
     "registers": partial(clip_loss, backend="triton"), "chunked": Chunked.apply,
     "compile": lambda *features: fused(eager)(*features), "eager": eager, "memeff": memeff,
     "cut-cross-entropy": cut_cross_entropy, "inf-cl": inf_cl, "tiled": CPU_IMPLS["tiled"]}

@@ -128,6 +128,17 @@ def test_a_missing_peer_costs_its_own_row_only(quick, monkeypatch, tmp_path):
     assert "memeff" not in benchmark.table(record) and "| 48 |" in benchmark.table(record)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may well do it")
+@pytest.mark.parametrize("seconds, message", [(60, "RuntimeError: "), (0.01, "not ended after")])
+def test_hopper_is_tried_in_a_process_of_its_own(seconds, message, monkeypatch):
+    monkeypatch.setattr(benchmark, "HOPPER_SECONDS", seconds)
+    benchmark.unfinished.cache_clear()
+    for row in gpu_record(["hopper"])["rows"]:
+        assert message in row["error"] and "\n" not in row["error"]
+    assert benchmark.unfinished.cache_info().misses == 1
+    benchmark.unfinished.cache_clear()
+
+
 def test_of_a_record_without_figures_nothing_is_drawn(quick, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "memeff", None)
     benchmark.write(gpu_record(["memeff"]), tmp_path / "none.json")
