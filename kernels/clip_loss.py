@@ -47,13 +47,14 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     do. "triton" keeps nothing of it at all, "blocks" no more than 128 MiB at a time in the backward
     pass, in which it needs fewer products. "hopper" is "blocks" written for GPUs of compute
     capability 9 (16 bits, D ≤ 512), and not measured yet. "auto": blocks on CUDA, triton there if
-    D ≤ 128, else tiled. A backend that is named and can't run raises.
+    D ≤ 128 or M·N·D ≤ 2³³ (4,096 pairs of 512 features), else tiled. A backend that is named and
+    can't run raises.
     Gradients of first order; the same bits for the same input on the same device.
     Raises ValueError, in one line, for what does not fit.
     """
     check(image_features, text_features, logit_scale, label_offset, direction, backend)
     ids = check_ids(image_features, text_features, image_ids, text_ids)
-    backend = choose(backend, image_features)
+    backend = choose(backend, image_features, len(text_features))
     wide = torch.promote_types(image_features.dtype, torch.float32)
     if isinstance(logit_scale, Tensor):
         scale = logit_scale.to(image_features.device, wide).reshape(())
@@ -221,12 +222,13 @@ def passes(backend):
             "numpy": (numpy_forward, numpy_backward)}[backend]
 
 
-def choose(backend, features) -> str:
+def choose(backend, features, N) -> str:
     """The backend that "auto" stands for; ValueError for a named one that can't run here."""
-    has_triton, D = find_spec("triton") is not None, features.shape[1]
+    has_triton, (M, D) = find_spec("triton") is not None, features.shape
     if backend == "auto":
         fits = features.is_cuda and has_triton and features.dtype != torch.float64 and D <= 2048
-        return ("triton" if D <= 128 else "blocks") if fits else "tiled"
+        few = D <= 128 or M * N * D <= 2**33  # features; or pairs: fewer launches count for more
+        return ("triton" if few else "blocks") if fits else "tiled"
     if backend in TRITON:
         if not has_triton:
             raise ValueError(f"backend {backend!r} needs the package triton: not installed")

@@ -181,7 +181,7 @@ def hopper(I, T, s):  # noqa: E741
 
 CPU_IMPLS = {name: partial(clip_loss, backend=name) for name in ("dense", "tiled", "numpy")}
 GPU_IMPLS = {
-    "miniclip": clip_loss,  # "auto": at these widths backend "blocks"
+    "miniclip": clip_loss,  # "auto": "triton" for few pairs, then "blocks"
     "hopper": hopper,
     "registers": partial(clip_loss, backend="triton"), "chunked": Chunked.apply,
     "compile": lambda *features: fused(eager)(*features), "eager": eager, "memeff": memeff,

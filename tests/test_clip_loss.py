@@ -349,22 +349,23 @@ def test_what_is_kept_for_the_backward_pass(backend):
 # ------------------------------------------------------------------------------ the choice
 
 
-@pytest.mark.parametrize("cuda, dtype, D, expected", [
-    (False, torch.float32, 512, "tiled"), (True, torch.float32, 128, "triton"),
-    (True, torch.bfloat16, 129, "blocks"), (True, torch.bfloat16, 2048, "blocks"),
-    (True, torch.float64, 512, "tiled"),
-    (True, torch.bfloat16, 2049, "tiled")])
-def test_auto_is_triton_where_it_runs(cuda, dtype, D, expected, monkeypatch):
-    given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(8, D))
+@pytest.mark.parametrize("cuda, dtype, N, D, expected", [
+    (False, torch.float32, 9000, 512, "tiled"), (True, torch.float32, 90000, 128, "triton"),
+    (True, torch.bfloat16, 9000, 129, "blocks"), (True, torch.bfloat16, 9000, 2048, "blocks"),
+    (True, torch.bfloat16, 4096, 512, "triton"), (True, torch.bfloat16, 4097, 512, "blocks"),
+    (True, torch.float64, 9000, 512, "tiled"),
+    (True, torch.bfloat16, 8, 2049, "tiled")])
+def test_auto_is_triton_where_it_runs(cuda, dtype, N, D, expected, monkeypatch):
+    given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(N, D))
     monkeypatch.setattr(module, "find_spec", lambda name: "found")
-    assert choose("auto", given) == expected
+    assert choose("auto", given, N) == expected
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert choose("auto", given) == "tiled"
+    assert choose("auto", given, N) == "tiled"
 
 
 def test_auto_gives_the_bits_of_the_backend_it_stands_for():
     images, texts = features(20, 8)
-    chosen = choose("auto", images)
+    chosen = choose("auto", images, 20)
     assert clip_loss(images, texts, 10.0).equal(clip_loss(images, texts, 10.0, backend=chosen))
 
 
