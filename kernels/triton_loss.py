@@ -66,6 +66,7 @@ HEADROOM = 120  # bits: log₂ of the largest sum that unit vectors can give
 SMALLEST = tl.constexpr(2.0**-80)  # a sum below has lost terms that count
 LARGEST = tl.constexpr(2.0**126)
 LOG2E = tl.constexpr(math.log2(math.e))
+LINES = tl.constexpr(16)  # of partial sums, added up at a time
 GROUPS = 256  # lines of partial column sums, at most; and about as many programs at a time
 
 
@@ -213,11 +214,11 @@ def logsumexp(sums, parts, A, B, first_row, M, N, label_offset, a_ids, b_ids, sc
               RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """log₂ Σ_j 2^S' of a block of rows from the `parts` lines of sums (parts, M); or anew."""
     rows = first_row + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    line = sums + rows
-    for _ in range(parts):
-        total += tl.load(line, mask=rows < M, other=1.0)
-        line += M
+    total = tl.where(rows < M, 0.0, 1.0)
+    for first in range(0, parts, LINES):  # many at once, for each has to come from far away
+        lines = first + tl.arange(0, LINES)
+        total += tl.sum(tl.load(sums + lines.to(tl.int64)[:, None] * M + rows[None, :], other=0.0,
+                                mask=(lines < parts)[:, None] & (rows < M)[None, :]), 0)
     result = tl.log2(total) + shift
     good = (total >= SMALLEST) & (total <= LARGEST)  # false for NaN too
     if tl.min(good.to(tl.int32)) == 0:

@@ -65,6 +65,14 @@ def test_with_any_number_of_programs(programs, block, monkeypatch):
     assert max(found.values()) <= 1, found
 
 
+def test_with_more_lines_of_sums_than_are_added_at_a_time(monkeypatch):
+    case = pairs(40, 3000, 16, offset=7, dtype=torch.float16)
+    assert 2 * triton_hopper.grid(40, 3000, 132)[1] > 2 * triton_loss.LINES.value
+    with prepare(monkeypatch, programs=132):
+        found = ratios(case)
+    assert max(found.values()) <= 1, found
+
+
 @pytest.mark.parametrize("M, N, programs", [
     (8192, 8192, 132), (65536, 65536, 132), (20000, 20000, 132), (1, 1, 132), (100, 9000, 132),
     (9000, 9000, 1), (8192, 300, 7)])
