@@ -61,7 +61,7 @@ test-gpu: $(READY)  ## the kernels' tests on a CUDA GPU, then under compute-sani
 	  timeout 420 $(BIN)python -m pytest -q --part $$i/8 "$$@" $(ARGS) & pids="$$pids $$!"; done; \
 	  for pid in $$pids; do wait $$pid || [ $$? -eq 5 ] || failed=1; done; return $$failed; }; \
 	in_parts $(KERNEL_TESTS) && in_parts tests/test_hopper.py
-	@# racecheck knows barriers of one group of warps only, and would report every turn of "hopper".
+	@# Without racecheck for "hopper": whether it knows barriers between groups of warps is not tried.
 	for tool in memcheck racecheck initcheck; do \
 	  [ $$tool = racecheck ] && hopper= || hopper=tests/test_hopper.py; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 \

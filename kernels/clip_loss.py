@@ -181,8 +181,8 @@ class Loss(torch.autograd.Function):
     def backward(ctx, upstream):  # with gradients on, for theirs: the operator refuses those
         plain = not (torch.compiler.is_compiling() or torch.is_grad_enabled())
         run = backward if plain else backward_operator
-        saved, ids = list(ctx.saved_tensors[:5]), list(ctx.saved_tensors[5:])
-        return *run(upstream, saved, ids, *ctx.settings), None, *[None] * len(ids)
+        saved = list(ctx.saved_tensors)  # I, T, scale, r, c, and ids
+        return *run(upstream, saved[:5], saved[5:], *ctx.settings), None, *[None] * len(saved[5:])
 
 
 # ------------------------------------------------------------------------------ the backends

@@ -87,7 +87,10 @@ def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
 
 
 def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
-    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ().
+
+    write: what fills a block of G; `triton_hopper` has its own.
+    """
     label_offset, both, image_ids, text_ids = labels
     A, B, (M, D), N = base.aligned(I), base.aligned(T), I.shape, len(T)  # cuBLAS takes any I, T
     factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / base.boost(I.dtype))

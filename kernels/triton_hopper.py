@@ -225,8 +225,8 @@ def in_tiles(matrix):
                             tile_layout(matrix.dtype))
 
 
-def walk(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, both):  # noqa: E741
-    """Launch the kernel: for sums if there is no G to be written."""
+def launch(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, both):  # noqa: E741
+    """For sums if there is no G to be written."""
     (M, D), N = I.shape, len(T)
     parts = base.cdiv(D, FEATURES)
     with base.on(I):
@@ -240,17 +240,17 @@ def walk(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, both)
 def sums(I, T, scale, labels, room):  # noqa: E741
     """As `triton_loss.sums`: lines of partial sums of rows (lines, M) and of columns (lines, N)."""
     (label_offset, both, *ids), M, N = labels, len(I), len(T)
-    groups, splits = grid(M, N, programs(I.device))
+    shape = groups, splits = grid(M, N, programs(I.device))
     row_sums = scale.new_empty(2 * splits, M)
     column_sums = scale.new_zeros(groups, N) if both else row_sums
-    walk(I, T, scale, ids, row_sums, column_sums, None, label_offset, room, (groups, splits), both)
+    launch(I, T, scale, ids, row_sums, column_sums, None, label_offset, room, shape, both)
     return row_sums, column_sums
 
 
 def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
     """As `triton_blocks.write`: one block of BOOST · G, from its own rows of everything."""
-    walk(I, T, scale, ids, r, c, in_tiles(block), label_offset, 0.0,
-         grid(*block.shape, programs(I.device)), both)
+    launch(I, T, scale, ids, r, c, in_tiles(block), label_offset, 0.0,
+           grid(*block.shape, programs(I.device)), both)
 
 
 forward = partial(base.forward, sums=sums)

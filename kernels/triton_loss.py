@@ -417,7 +417,10 @@ def sums(I, T, scale, labels, room):  # noqa: E741
 
 
 def forward(I, T, scale, labels, sums=sums):  # noqa: E741
-    """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2."""
+    """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2.
+
+    sums: what gives the lines of partial sums; `triton_hopper` has its own.
+    """
     (label_offset, both, *ids), M, N = labels, len(I), len(T)
     I, T = aligned(I), aligned(T)  # noqa: E741
     options = launch_options(I, ids[0])["finish"]

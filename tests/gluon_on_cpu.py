@@ -66,8 +66,7 @@ class Shared:
     """Shared memory: full of NaN until it is written to."""
 
     def __init__(self, data):
-        self.data, self.fenced = data, True
-        self.shape, self.dtype = list(data.shape), data.dtype
+        self.data, self.shape, self.dtype = data, list(data.shape), data.dtype
 
     def index(self, i):
         return Shared(self.data[int(i)])
@@ -202,16 +201,15 @@ def specialize(parts, warps, registers):
 
 def allocate(dtype, shape, layout):
     if dtype == torch.int64:  # barriers, in these kernels
-        return Barrier() if len(shape) == 1 else Barriers(Barrier() for _ in range(shape[0]))
+        return Barriers(Barrier() for _ in range(shape[0]))
     return Shared(torch.full(list(shape), torch.nan, dtype=dtype))
 
 
 LANGUAGE = types.SimpleNamespace(
-    constexpr=object, float32=torch.float32, int64=torch.int64, static_range=range,
+    float32=torch.float32, int64=torch.int64, static_range=range,
     allocate_shared_memory=allocate, warp_specialize=specialize, load=load, store=store,
     atomic_add=lambda pointer, values, mask, sem: store(pointer, values, mask, add=True),
     program_id=lambda axis: own.place[0][axis], num_programs=lambda axis: own.place[1][axis],
-    NVMMADistributedLayout=lambda *_: None, BlockedLayout=lambda *_: None,
     SliceLayout=lambda *_: None, convert_layout=lambda x, layout: x,
     full=lambda shape, value, dtype, layout: torch.full(list(shape), value, dtype=dtype),
     arange=lambda start, end, layout: torch.arange(start, end), cdiv=lambda a, b: -(-a // b),

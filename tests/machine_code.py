@@ -60,6 +60,13 @@ class Absent:
         return lambda *_: None
 
 
+def pretend(architecture):
+    """From here on, in this process: a GPU of this architecture that isn't here."""
+    triton.runtime.driver.set_active(Absent(architecture))
+    torch.cuda.get_device_capability = lambda *_: divmod(architecture, 10)
+    triton_hopper.programs, triton_loss.check = lambda device: 132, lambda *_: None
+
+
 def figures(kernel) -> dict:
     """What a compiled kernel needs and has."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -83,7 +90,7 @@ def worst(variants) -> dict:
 
 def compiled(architecture, dtype, D, changes, sizes):
     """{kernel: [every variant that these sizes launch]}."""
-    usual, driver, found = triton_loss.tiles, Absent(architecture), {}
+    usual, found = triton_loss.tiles, {}
 
     def tiles(*arguments):
         changed = {name: options | {key: x for key, x in changes.items()
@@ -92,9 +99,8 @@ def compiled(architecture, dtype, D, changes, sizes):
         return {name: {key: x for key, x in options.items() if x is not None}
                 for name, options in changed.items()}
 
-    triton.runtime.driver.set_active(driver)
-    torch.cuda.get_device_capability = lambda *_: divmod(architecture, 10)
-    triton_loss.tiles, triton_hopper.programs = tiles, lambda device: 132
+    pretend(architecture)
+    triton_loss.tiles = tiles
     for given in inputs(dtype, D, sizes):
         _, r, c = triton_loss.forward(*given)
         for module in (triton_loss, triton_blocks):

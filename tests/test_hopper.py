@@ -7,6 +7,7 @@ can't multiply bfloat16, so there the loss itself is looked at in float16 only.
 import importlib.util
 from contextlib import nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ MISTAKES = {
 
 def copy_of_it(tmp_path, right="", wrong=""):
     """The module with a mistake, from a file: Gluon reads its source."""
-    source = open(triton_hopper.__file__).read()
+    source = Path(triton_hopper.__file__).read_text()
     assert not right or source.count(right) == 1, f"triton_hopper.py must have this once: {right}"
     file = tmp_path / "mistaken.py"
     file.write_text(source.replace(right, wrong) if right else source)
