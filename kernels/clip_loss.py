@@ -12,6 +12,8 @@ computed stands in `reference` (the equations), `tiled` (PyTorch), `triton_loss`
 `triton_blocks` (another backward pass).
 """
 
+from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from numbers import Real
 from typing import NamedTuple
@@ -21,7 +23,7 @@ import torch.nn.functional as F
 from miniclip_kernels import reference, tiled
 from torch import Tensor, nn
 
-TRITON = ("triton", "blocks", "hopper")
+TRITON = {"triton": "triton_loss", "blocks": "triton_blocks", "hopper": "triton_hopper"}  # files
 BACKENDS = ("auto", *TRITON, "tiled", "dense", "numpy")
 DIRECTIONS = ("both", "rows")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -134,20 +136,26 @@ class ClipLoss(nn.Module):
 # as long as the loss of some thousand pairs on a GPU.
 
 
+def as_asked(device):
+    """Without autocast; entered only where there is some, which takes microseconds."""
+    there = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if there else nullcontext()
+
+
 def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset: int,  # noqa: E741
             both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """→ loss (), and what the backward pass wants: one number for each row and each column.
 
     ids: image_ids (M,) and text_ids (N,), or nothing.
     """
-    with torch.autocast(I.device.type, enabled=False):
+    with as_asked(I.device.type):
         return passes(backend)[0](I, T, scale, Labels(label_offset, both, *ids))
 
 
 def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], label_offset: int,
              both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """saved: I, T, the scale, r and c → the gradients of I (M, D), T (N, D) and the scale ()."""
-    with torch.autocast(saved[0].device.type, enabled=False):
+    with as_asked(saved[0].device.type):
         return passes(backend)[1](upstream, *saved, Labels(label_offset, both, *ids))
 
 
@@ -210,14 +218,9 @@ def run_reference(I, T, scale, labels):  # noqa: E741
 
 def passes(backend):
     """Forward and backward of the backend; Triton is imported only where it is used."""
-    if backend == "hopper":
-        from miniclip_kernels import triton_hopper
-
-        return triton_hopper.forward, triton_hopper.backward
     if backend in TRITON:
-        from miniclip_kernels import triton_blocks, triton_loss
-
-        return triton_loss.forward, (triton_loss if backend == "triton" else triton_blocks).backward
+        module = import_module(f"miniclip_kernels.{TRITON[backend]}")
+        return module.forward, module.backward
     return {"tiled": (tiled.forward, tiled.backward),
             "numpy": (numpy_forward, numpy_backward)}[backend]
 

@@ -57,6 +57,9 @@ def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, D: tl.c
     G.store([first_row, first_column], entries.to(G.dtype))  # nothing beyond the edge
 
 
+forward = base.forward
+
+
 def stretches(length, most) -> list[slice]:
     """0 to length in parts of at most `most`, as equal as whole tiles can make them."""
     parts, unit = base.cdiv(length, most), min(most, 128)
@@ -76,14 +79,13 @@ def add_product(total, A, B, first):
 def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
     """One block of BOOST · G, from its own rows of I, T, r, c and ids."""
     M, N = block.shape
-    constants = {"COLUMNS": both, "BOOST": base.boost(I.dtype)}
-    options = base.launch_options(I, ids[0])["block"] | constants
+    options = base.launch_options("block", I, ids[0])
     height, width, k = base.tile_shape(options)
     with base.on(I):
         block_kernel[base.cdiv(M, height) * base.cdiv(N, width),](
             base.in_tiles(I, height, k), base.in_tiles(T, width, k), scale, r, c, *ids,
-            base.in_tiles(block, height, width), M, N, label_offset,
-            RAGGED=base.ragged(M, height, N, width), **options)
+            base.in_tiles(block, height, width), M, N, label_offset, COLUMNS=both,
+            BOOST=base.boost(I.dtype), RAGGED=base.ragged(M, height, N, width), **options)
 
 
 def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741

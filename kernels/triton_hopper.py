@@ -199,6 +199,7 @@ def walk_kernel(I, T, scale, i_ids, t_ids, by_row, by_column, G, M, N, label_off
 # ------------------------------------------------------------------------------ launching
 
 
+@cache
 def programs(device) -> int:
     """As many as there are multiprocessors: a program fills one."""
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -77,39 +77,39 @@ def tiles(dtype, D, architecture):
     |          |             | BLOCK_M | BLOCK_N | BLOCK_K | BLOCK_D   | warps | stages |
     | -------- | ----------- | ------- | ------- | ------- | --------- | ----- | ------ |
     | 16 bits  | sums, block | 128     | 128     | 64      |           | 8     | 3      |
-    |          | gradient    | 64      | 128     | 64      | D to 256  | 8     | 3      |
-    |          | gradient    | 64      | 64      | 64      | 512       | 8     | 3      |
+    |          | gradient    | 64      | 64      | 64      | D to 512  | 8     | 3      |
     | 32 bits  | sums, block | 64      | 64      | 32      |           | 4     | 2      |
-    |          | gradient    | 32      | 64      | 32      | D to 128  | 4     | 2      |
-    | interpr. | all         | 64      | 32      | 32      | D to 64   |       |        |
+    |          | gradient    | 32      | 32      | 32      | D to 128  | 4     | 2      |
+    | interpr. | sums, block | 64      | 32      | 32      |           |       |        |
+    |          | gradient    | 32      | 32      | 32      | D to 64   |       |        |
 
     BLOCK_M × BLOCK_N is a tile of S, BLOCK_K the step of its product over the features, BLOCK_D the
     slice of features that a program accumulates a gradient for: the next power of two from D on,
     at least 16. Wide tiles feed the tensor cores (64 rows are one warp group's instruction). What
     bounds them is the 255 registers of a thread: 64 × 512 float32 in 256 threads take half of them,
     and 128 × 512 with their tile of S do not fit. Shared memory stays below the 99 KiB that small
-    GPUs have. finish takes square tiles, BLOCK × BLOCK, as sums takes them.
+    GPUs have. gradient and finish, in which rows and columns change their roles, have square tiles,
+    TILE × TILE; those of finish are as high as those of sums.
 
     On Hopper (architecture 9.x, as (9, 0)) sums and block, at 128 registers a thread, leave room
     for a second program on the same multiprocessor: one multiplies while the other takes
     exponentials. Only sums with ids needs the cap for that (it would take 162), and spills nothing.
+    So does gradient for D ≤ 256 without ids.
     """
     wide_enough = max(16, triton.next_power_of_2(D))
     if INTERPRETED:
         sums = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}
-        gradient = {"BLOCK_D": min(wide_enough, 64)}
+        gradient = {"TILE": 32, "BLOCK_D": min(wide_enough, 64)}
     elif dtype == torch.float32:
         sums = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-        gradient = {"BLOCK_M": 32, "BLOCK_D": min(wide_enough, 128)}
+        gradient = {"TILE": 32, "BLOCK_D": min(wide_enough, 128)}
     else:
         sums = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
-        gradient = {"BLOCK_M": 64, "BLOCK_N": 128 if D <= 256 else 64,
-                    "BLOCK_D": min(wide_enough, 512)}
+        gradient = {"TILE": 64, "BLOCK_D": min(wide_enough, 512)}
     cap = {"maxnreg": 128} if architecture[0] == 9 and dtype != torch.float32 else {}
-    finish = {"BLOCK" if name == "BLOCK_M" else name: x for name, x in sums.items()
-              if name != "BLOCK_N"}
-    return {"sums": sums | cap, "finish": finish, "block": sums | cap,
-            "gradient": sums | gradient}
+    square = {name: x for name, x in sums.items() if name not in ("BLOCK_M", "BLOCK_N")}
+    return {"sums": sums | cap, "finish": square | {"TILE": sums["BLOCK_M"]},
+            "block": sums | cap, "gradient": square | gradient}
 
 
 # ------------------------------------------------------------------------------ tiles of S
@@ -191,15 +191,15 @@ def sums_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, M, N, label_of
 
 @triton.jit
 def running_logsumexp(A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, D: tl.constexpr,
-                      BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
+                      TILE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
                       RAGGED: tl.constexpr, PRECISION: tl.constexpr):
-    """log₂ Σ_j 2^S' of a block of rows, (BLOCK,), with a running maximum: right for any S."""
-    rows = first_row + tl.arange(0, BLOCK)
-    top = tl.full((BLOCK,), -float("inf"), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for first_column in range(0, N, BLOCK):
-        columns = first_column + tl.arange(0, BLOCK)
-        S = similarities(A, B, first_row, first_column, scale2, D, BLOCK, BLOCK, BLOCK_K, PRECISION)
+    """log₂ Σ_j 2^S' of a block of rows, (TILE,), with a running maximum: right for any S."""
+    rows = first_row + tl.arange(0, TILE)
+    top = tl.full((TILE,), -float("inf"), tl.float32)
+    total = tl.zeros((TILE,), tl.float32)
+    for first_column in range(0, N, TILE):
+        columns = first_column + tl.arange(0, TILE)
+        S = similarities(A, B, first_row, first_column, scale2, D, TILE, TILE, BLOCK_K, PRECISION)
         S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
         higher = tl.maximum(top, tl.max(S, 1))
         shift = tl.where(higher == -float("inf"), 0.0, higher)  # nothing yet: not inf − inf
@@ -210,10 +210,10 @@ def running_logsumexp(A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2,
 
 @triton.jit
 def logsumexp(sums, parts, A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, shift,
-              D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
+              D: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
               RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """log₂ Σ_j 2^S' of a block of rows from the `parts` lines of sums (parts, M); or anew."""
-    rows = first_row + tl.arange(0, BLOCK)
+    rows = first_row + tl.arange(0, TILE)
     total = tl.where(rows < M, 0.0, 1.0)
     for first in range(0, parts, LINES):  # many at once, for each has to come from far away
         lines = first + tl.arange(0, LINES)
@@ -223,35 +223,35 @@ def logsumexp(sums, parts, A, B, first_row, M, N, label_offset, a_ids, b_ids, sc
     good = (total >= SMALLEST) & (total <= LARGEST)  # false for NaN too
     if tl.min(good.to(tl.int32)) == 0:
         result = running_logsumexp(A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, D,
-                                   BLOCK, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+                                   TILE, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
     return result
 
 
 @triton.jit
 def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, groups, r, c, losses,
-                  M, N, label_offset, room, weight, D: tl.constexpr, BLOCK: tl.constexpr,
+                  M, N, label_offset, room, weight, D: tl.constexpr, TILE: tl.constexpr,
                   BLOCK_K: tl.constexpr, BOTH: tl.constexpr, HAS_IDS: tl.constexpr,
                   RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """Sums → r (M,), c (N,), in base 2, and each block's share of the loss → losses (blocks,).
 
-    Tiles are BLOCK × BLOCK: rows and columns change their roles.
+    Tiles are TILE × TILE: rows and columns change their roles.
     """
-    A, B = as_tiles(A, M, D, BLOCK, BLOCK_K), as_tiles(B, N, D, BLOCK, BLOCK_K)
-    first = tl.program_id(0) * BLOCK
-    rows = first + tl.arange(0, BLOCK)
+    A, B = as_tiles(A, M, D, TILE, BLOCK_K), as_tiles(B, N, D, TILE, BLOCK_K)
+    first = tl.program_id(0) * TILE
+    rows = first + tl.arange(0, TILE)
     scale2 = tl.load(scale) * LOG2E
     shift = tl.maximum(scale2 - room, 0.0)
     r_here = logsumexp(row_sums, splits, A, B, first, M, N, label_offset, a_ids, b_ids, scale2,
-                       shift, D, BLOCK, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+                       shift, D, TILE, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
     tl.store(r + rows, r_here, mask=rows < M)
     entropy = r_here
     if BOTH:  # M = N: the same numbers are those of columns, the rows of Sᵀ
         c_here = logsumexp(column_sums, groups, B, A, first, N, M, -label_offset, b_ids, a_ids,
-                           scale2, shift, D, BLOCK, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
+                           scale2, shift, D, TILE, BLOCK_K, HAS_IDS, RAGGED, PRECISION)
         tl.store(c + rows, c_here, mask=rows < N)
         entropy += c_here
     # The labelled pairs' similarities are the diagonal of a tile of their own.
-    S = similarities(A, B, first, first + label_offset, scale2, D, BLOCK, BLOCK, BLOCK_K, PRECISION)
+    S = similarities(A, B, first, first + label_offset, scale2, D, TILE, TILE, BLOCK_K, PRECISION)
     pair = (rows[:, None] == rows[None, :]) & (rows < M)[:, None]
     loss = tl.sum(tl.where(pair, entropy[:, None] - (2 if BOTH else 1) * S, 0.0))
     tl.store(losses + tl.program_id(0), loss * (weight / LOG2E))
@@ -281,43 +281,62 @@ def softmax_gradient(S, row, column, first_column, between, r_here, c, N, ROWS: 
 
 
 @triton.jit
-def gradient_kernel(A, B, A_slices, B_slices, scale, upstream, r, c, a_ids, b_ids, dA, scale_parts,
-                    M, N, label_offset, weight, D: tl.constexpr, BLOCK_M: tl.constexpr,
-                    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-                    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALE: tl.constexpr,
-                    BOOST: tl.constexpr, HAS_IDS: tl.constexpr, RAGGED: tl.constexpr,
-                    PRECISION: tl.constexpr):
-    """dA (M, D) = scale · upstream · weight · G B, a block of rows and a slice of features.
+def block_gradient(A, B, A_slices, B_slices, first_row, scale, r, c, a_ids, b_ids, dA, M, N,
+                   label_offset, factor, D: tl.constexpr, TILE: tl.constexpr,
+                   BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+                   COLUMNS: tl.constexpr, BOOST: tl.constexpr, HAS_IDS: tl.constexpr,
+                   RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+    """dA (M, D) = scale · factor · G B, a block of its rows and a slice of its features.
 
-    A_slices and B_slices are A and B in tiles BLOCK_D wide. If SCALE, scale_parts (blocks, slices)
-    receive the shares of ds. Grid (blocks, slices).
+    → Σ ⟨factor · G B, A⟩ over both: the block's share of ds, if it is rows of I that A has.
     """
-    A, B = as_tiles(A, M, D, BLOCK_M, BLOCK_K), as_tiles(B, N, D, BLOCK_N, BLOCK_K)
-    A_slices = as_tiles(A_slices, M, D, BLOCK_M, BLOCK_D)
-    B_slices = as_tiles(B_slices, N, D, BLOCK_N, BLOCK_D)
-    first_row, first_feature = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
-    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)  # within a tile
-    rows, features = first_row + row, first_feature + tl.arange(0, BLOCK_D)
+    first_feature = tl.program_id(1) * BLOCK_D
+    row, features = tl.arange(0, TILE), first_feature + tl.arange(0, BLOCK_D)
+    rows = first_row + row
     scale_value = tl.load(scale)
-    scale2 = scale_value * LOG2E
     r_here = tl.load(r + rows, mask=(rows < M) & ROWS, other=0.0)
-    gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for first_column in range(0, N, BLOCK_N):
-        S = similarities(A, B, first_row, first_column, scale2, D, BLOCK_M, BLOCK_N, BLOCK_K,
-                         PRECISION)
-        S = leave_out(S, rows, first_column + column, M, N, label_offset, a_ids, b_ids, HAS_IDS,
+    gradient = tl.zeros((TILE, BLOCK_D), tl.float32)
+    for first_column in range(0, N, TILE):
+        S = similarities(A, B, first_row, first_column, scale_value * LOG2E, D, TILE, TILE,
+                         BLOCK_K, PRECISION)
+        S = leave_out(S, rows, first_column + row, M, N, label_offset, a_ids, b_ids, HAS_IDS,
                       RAGGED)
-        G = softmax_gradient(S, row, column, first_column, first_row + label_offset - first_column,
+        G = softmax_gradient(S, row, row, first_column, first_row + label_offset - first_column,
                              r_here, c, N, ROWS, COLUMNS)
-        b = B_slices.load([first_column, first_feature])  # (BLOCK_N, BLOCK_D)
+        b = B_slices.load([first_column, first_feature])  # (TILE, BLOCK_D)
         gradient = tl.dot((G * BOOST).to(b.dtype), b, gradient, input_precision=PRECISION)
-    gradient *= tl.load(upstream) * weight / BOOST
-    if SCALE:  # rows and features beyond the edge are zero in A
-        share = tl.sum(gradient * A_slices.load([first_row, first_feature]))
-        tl.store(scale_parts + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), share)
+    gradient *= factor
     out = dA + rows.to(tl.int64)[:, None] * D + features[None, :]
     tl.store(out, (gradient * scale_value).to(dA.dtype.element_ty),
              mask=(rows < M)[:, None] & (features < D)[None, :])
+    return tl.sum(gradient * A_slices.load([first_row, first_feature]))  # beyond the edge A is 0
+
+
+@triton.jit
+def gradient_kernel(I, T, I_slices, T_slices, scale, upstream, r, c, i_ids, t_ids, dI, dT,  # noqa: E741
+                    scale_parts, M, N, label_offset, weight, D: tl.constexpr, TILE: tl.constexpr,
+                    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BOTH: tl.constexpr,
+                    BOOST: tl.constexpr, HAS_IDS: tl.constexpr, RAGGED: tl.constexpr,
+                    PRECISION: tl.constexpr):
+    """dI (M, D), dT (N, D) and scale_parts (blocks of I, slices), to be added up to ds.
+
+    I_slices and T_slices are I and T in tiles BLOCK_D wide. Grid (blocks of I and of T, slices):
+    one launch, for of few pairs either alone leaves half of a large GPU without work.
+    """
+    I, T = as_tiles(I, M, D, TILE, BLOCK_K), as_tiles(T, N, D, TILE, BLOCK_K)  # noqa: E741
+    I_slices = as_tiles(I_slices, M, D, TILE, BLOCK_D)
+    T_slices = as_tiles(T_slices, N, D, TILE, BLOCK_D)
+    block, blocks_I = tl.program_id(0), tl.cdiv(M, TILE)
+    factor = tl.load(upstream) * weight / BOOST
+    if block < blocks_I:
+        share = block_gradient(I, T, I_slices, T_slices, block * TILE, scale, r, c, i_ids, t_ids,
+                               dI, M, N, label_offset, factor, D, TILE, BLOCK_K, BLOCK_D, True,
+                               BOTH, BOOST, HAS_IDS, RAGGED, PRECISION)
+        tl.store(scale_parts + block * tl.num_programs(1) + tl.program_id(1), share)
+    else:  # rows of Sᵀ are the columns of S
+        block_gradient(T, I, T_slices, I_slices, (block - blocks_I) * TILE, scale, c, r, t_ids,
+                       i_ids, dT, N, M, -label_offset, factor, D, TILE, BLOCK_K, BLOCK_D, BOTH,
+                       True, BOOST, HAS_IDS, RAGGED, PRECISION)
 
 
 # ------------------------------------------------------------------------------ launching
@@ -330,7 +349,7 @@ def check(backend, features):
         if features.itemsize != 2 or D > 512:
             raise ValueError(f"backend 'hopper' takes bfloat16 or float16 and D up to 512, not {D} "
                              f"in {dtype}")
-        if not features.is_cuda or torch.cuda.get_device_capability(features.device)[0] != 9:
+        if not features.is_cuda or architecture(features.device)[0] != 9:
             raise ValueError("backend 'hopper' needs a GPU of compute capability 9 (H100, H200)")
         return
     if features.dtype == torch.float64:
@@ -342,14 +361,20 @@ def check(backend, features):
                          "on a CPU set TRITON_INTERPRET=1 before triton is first imported")
 
 
-def launch_options(I, image_ids):  # noqa: E741
-    """{kernel: what every launch is told}: its tiles, and the constants that all share."""
-    architecture = (0, 0) if INTERPRETED else torch.cuda.get_device_capability(I.device)
+@cache
+def architecture(device):
+    """Compute capability, as (9, 0), which is what the interpreter can do as well.
+
+    From 9.0 on (Hopper) tiles are loaded and stored by hardware. PyTorch takes microseconds to say.
+    """
+    return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+
+
+def launch_options(kernel, I, image_ids):  # noqa: E741
+    """What a launch is told: the kernel's tiles, and the constants that all kernels share."""
     tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch's own switch
-    shared = {"D": I.shape[1], "HAS_IDS": image_ids is not None,
-              "PRECISION": "tf32" if tf32 else "ieee"}
-    return {kernel: options | shared
-            for kernel, options in tiles(I.dtype, I.shape[1], architecture).items()}
+    return tiles(I.dtype, I.shape[1], architecture(I.device))[kernel] | {
+        "D": I.shape[1], "HAS_IDS": image_ids is not None, "PRECISION": "tf32" if tf32 else "ieee"}
 
 
 def cdiv(a, b):
@@ -381,15 +406,10 @@ def aligned(features):
     return features.new_empty(N, cdiv(D, unit) * unit)[:, :D].copy_(features)
 
 
-def has_descriptors(device):
-    """Whether it loads and stores tiles in hardware (Hopper and later), or is the interpreter."""
-    return INTERPRETED or torch.cuda.get_device_capability(device) >= (9, 0)
-
-
 def in_tiles(features, rows, columns):
     """Aligned features as a kernel takes them, to load or store tiles (rows, columns)."""
     shape, strides = list(features.shape), list(features.stride())
-    if has_descriptors(features.device):
+    if architecture(features.device) >= (9, 0):
         return TensorDescriptor(features, shape, strides, [rows, columns])
     return features, strides[0] * features.itemsize // 16
 
@@ -402,7 +422,7 @@ def on(tensor):
 def sums(I, T, scale, labels, room):  # noqa: E741
     """→ lines of partial sums, of rows (lines, M) and of columns (lines, N), to be added up."""
     (label_offset, both, *ids), M, N = labels, len(I), len(T)
-    options = launch_options(I, ids[0])["sums"]
+    options = launch_options("sums", I, ids[0])
     height, width, k = tile_shape(options)
     blocks = cdiv(M, height)
     groups = min(blocks, 2 if INTERPRETED else GROUPS)
@@ -423,46 +443,32 @@ def forward(I, T, scale, labels, sums=sums):  # noqa: E741
     """
     (label_offset, both, *ids), M, N = labels, len(I), len(T)
     I, T = aligned(I), aligned(T)  # noqa: E741
-    options = launch_options(I, ids[0])["finish"]
-    square, k = options["BLOCK"], options["BLOCK_K"]
-    finishers = cdiv(M, square)
-    r, c, losses = scale.new_empty(M), scale.new_empty(N if both else 0), scale.new_empty(finishers)
+    options = launch_options("finish", I, ids[0])
+    square, k = options["TILE"], options["BLOCK_K"]
+    r, c, losses = map(scale.new_empty, (M, N if both else 0, cdiv(M, square)))
     room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
     row_sums, column_sums = sums(I, T, scale, labels, room)
-    weight = 1 / (2 * N) if both else 1 / M
     with on(I):
-        finish_kernel[finishers,](
+        finish_kernel[len(losses),](
             in_tiles(I, square, k), in_tiles(T, square, k), scale, *ids, row_sums, column_sums,
-            len(row_sums), len(column_sums), r, c, losses, M, N, label_offset, room, weight,
-            BOTH=both, RAGGED=ragged(M, square, N, square), **options)
+            len(row_sums), len(column_sums), r, c, losses, M, N, label_offset, room,
+            1 / (2 * N) if both else 1 / M, BOTH=both, RAGGED=ragged(M, square, N, square),
+            **options)
     return losses.sum(), r, c
 
 
 def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
-    label_offset, both, image_ids, text_ids = labels
-    I, T, M, N, D = aligned(I), aligned(T), len(I), len(T), I.shape[1]  # noqa: E741
-    options = launch_options(I, image_ids)["gradient"] | {"BOOST": boost(I.dtype)}
-    height, width, k = tile_shape(options)
-    wide = options["BLOCK_D"]
-    slices = cdiv(D, wide)
-    dI, dT = I.new_empty(M, D), T.new_empty(N, D)
-    blocks_i, blocks_t = (cdiv(n, height) for n in (M, N))
-    scale_parts = scale.new_empty(blocks_i * slices)
-    weight = 1 / (2 * N) if both else 1 / M
-    upstream = upstream.to(scale.dtype)
-
-    def features(A, B):
-        return (in_tiles(A, height, k), in_tiles(B, width, k), in_tiles(A, height, wide),
-                in_tiles(B, width, wide))
-
+    (label_offset, both, *ids), (M, D), N = labels, I.shape, len(T)
+    I, T = aligned(I), aligned(T)  # noqa: E741
+    options = launch_options("gradient", I, ids[0])
+    square, k, wide = options["TILE"], options["BLOCK_K"], options["BLOCK_D"]
+    blocks, slices = cdiv(M, square), cdiv(D, wide)
+    dI, dT, scale_parts = I.new_empty(M, D), T.new_empty(N, D), scale.new_empty(blocks * slices)
     with on(I):
-        gradient_kernel[blocks_i, slices](
-            *features(I, T), scale, upstream, r, c, image_ids, text_ids, dI, scale_parts, M, N,
-            label_offset, weight, ROWS=True, COLUMNS=both, SCALE=True,
-            RAGGED=ragged(M, height, N, width), **options)
-        gradient_kernel[blocks_t, slices](  # rows of Sᵀ are the columns of S
-            *features(T, I), scale, upstream, c, r, text_ids, image_ids, dT, scale_parts, N, M,
-            -label_offset, weight, ROWS=both, COLUMNS=True, SCALE=False,
-            RAGGED=ragged(N, height, M, width), **options)
+        gradient_kernel[blocks + cdiv(N, square), slices](
+            in_tiles(I, square, k), in_tiles(T, square, k), in_tiles(I, square, wide),
+            in_tiles(T, square, wide), scale, upstream, r, c, *ids, dI, dT, scale_parts, M, N,
+            label_offset, 1 / (2 * N) if both else 1 / M, BOTH=both, BOOST=boost(I.dtype),
+            RAGGED=ragged(M, square, N, square), **options)
     return dI, dT, scale_parts.sum()

@@ -212,10 +212,13 @@ def test_a_candidate_is_what_is_launched(_):
     import tune_clip_loss as tune
     from miniclip_kernels import triton_loss
 
-    features = torch.ones(4, 4)
-    usual = triton_loss.launch_options(features, None)
+    def options():
+        return {name: triton_loss.launch_options(name, torch.ones(4, 4), None)
+                for name in ("sums", "block", "gradient")}
+
+    usual = options()
     with tune.settings("sums", {"BLOCK_M": 16, "BLOCK_K": None}):
-        changed = triton_loss.launch_options(features, None)
+        changed = options()
     assert changed["sums"]["BLOCK_M"] == 16 and "BLOCK_K" not in changed["sums"]
     assert changed["block"] == usual["block"] and changed["gradient"] == usual["gradient"]
 

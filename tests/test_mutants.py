@@ -43,24 +43,22 @@ ALL = ["loss", *GRADIENTS]
 MUTANTS = {
     "the factor 1/2 is missing in the loss": (
         "triton", "square", ["loss"],
-        ("    weight = 1 / (2 * N) if both else 1 / M\n    with",
-         "    weight = 1 / N if both else 1 / M\n    with")),
+        ("            1 / (2 * N) if both else 1 / M, BOTH",
+         "            1 / N if both else 1 / M, BOTH")),
     "the factor 1/2 is missing in the gradients": (
         "triton", "square", GRADIENTS,
-        ("    weight = 1 / (2 * N) if both else 1 / M\n    upstream",
-         "    weight = 1 / N if both else 1 / M\n    upstream")),
+        ("label_offset, 1 / (2 * N) if both else 1 / M, BOTH",
+         "label_offset, 1 / N if both else 1 / M, BOTH")),
     "1/N is missing in the loss": (
         "triton", "square", ["loss"],
-        ("    weight = 1 / (2 * N) if both else 1 / M\n    with",
-         "    weight = 0.5\n    with")),
+        ("            1 / (2 * N) if both else 1 / M, BOTH", "            0.5, BOTH")),
     "1/N is missing in the gradients": (
         "triton", "square", GRADIENTS,
-        ("    weight = 1 / (2 * N) if both else 1 / M\n    upstream",
-         "    weight = 0.5\n    upstream")),
+        ("label_offset, 1 / (2 * N) if both else 1 / M, BOTH", "label_offset, 0.5, BOTH")),
     "1/N where 1/M belongs": (
         "triton", "part", GRADIENTS,
-        ("    weight = 1 / (2 * N) if both else 1 / M\n    upstream",
-         "    weight = 1 / (2 * N) if both else 1 / N\n    upstream")),
+        ("label_offset, 1 / (2 * N) if both else 1 / M, BOTH",
+         "label_offset, 1 / (2 * N) if both else 1 / N, BOTH")),
     "the loss has no columns": (
         "triton", "square", ["loss"], ("entropy += c_here\n", "entropy += r_here\n")),
     "the gradient has no columns": (
@@ -89,7 +87,7 @@ MUTANTS = {
          "return tl.where(pair, G.to(tl.float16).to(tl.float32) - (ROWS + COLUMNS), G)")),
     "log2(e) is forgotten in the gradient": (
         "triton", "square", GRADIENTS,
-        ("    scale2 = scale_value * LOG2E\n", "    scale2 = scale_value\n")),
+        ("first_column, scale_value * LOG2E, D,", "first_column, scale_value, D,")),
     "log2(e) is forgotten in the loss": (
         "triton", "square", ["loss"], ("(weight / LOG2E)", "weight")),
     "the shift is forgotten": (
@@ -104,7 +102,7 @@ MUTANTS = {
          "S = similarities(A, B, first, first,")),
     "the label offset is ignored in dT": (
         "triton", "part", ["dT"],
-        ("            -label_offset, weight, ROWS=both", "            0, weight, ROWS=both")),
+        ("i_ids, dT, N, M, -label_offset,", "i_ids, dT, N, M, 0,")),
     "ids are ignored": (
         "triton", "captions", ALL,
         ("\"HAS_IDS\": image_ids is not None", "\"HAS_IDS\": False")),
@@ -114,8 +112,7 @@ MUTANTS = {
          "S = tl.where(own == others, -float(\"inf\"), S)")),
     "what comes from above is ignored": (
         "triton", "square", GRADIENTS,
-        ("    gradient *= tl.load(upstream) * weight / BOOST\n",
-         "    gradient *= weight / BOOST\n")),
+        ("factor = tl.load(upstream) * weight / BOOST", "factor = weight / BOOST")),
     "blocks: the factor 1/2 is missing": (
         "blocks", "square", GRADIENTS,
         ("(1 / (2 * N) if both else 1 / M)", "(1 / N if both else 1 / M)")),
@@ -126,7 +123,7 @@ MUTANTS = {
         "blocks", "square", GRADIENTS,
         ("factor = upstream.to(scale.dtype) *", "factor = torch.ones_like(scale) *")),
     "blocks: there are no columns": (
-        "blocks", "square", GRADIENTS, ("\"COLUMNS\": both", "\"COLUMNS\": False")),
+        "blocks", "square", GRADIENTS, ("COLUMNS=both", "COLUMNS=False")),
     "blocks: the last row is not written": (
         "blocks", "square", GRADIENTS,
         ("base.in_tiles(block, height, width)", "base.in_tiles(block[:-1], height, width)")),
