@@ -1,7 +1,7 @@
 """The backward pass in 4 products: G in bounded blocks of memory, times T and I by cuBLAS.
 
-`triton_loss` needs 5 products, and 3 + 2 for each slice where D is wide, because registers hold the
-sums of either dI or dT, so that every tile of S is computed once for each. Here a tile is computed
+`triton_loss` needs 5 products, and 7 or more where D is wide, because registers hold the sums of a
+slice of either dI or dT, so that every tile of S is computed once for each. Here a tile is computed
 once more in all. What G it gives is written to a block of BLOCK × BLOCK entries, 128 MiB and always
 the same, and ordinary matrix products read it from there, twice:
 

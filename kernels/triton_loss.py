@@ -29,8 +29,8 @@ Three kernels. Each walks over S in tiles that live in registers and are forgott
                                                           with the roles of I and T exchanged, for
                                                           dT: S becomes Sᵀ.
 
-For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products; the least without keeping S is 4,
-which is what `triton_blocks` needs.
+For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products, with two slices 7; the least without
+keeping S is 4, which is what `triton_blocks` needs.
 
 Where the precision is. Products of 16-bit features are exact in float32, sums, logarithms and
 accumulators are float32, the exponentials base 2 (the hardware's own). G is formed in float32, its
@@ -77,7 +77,7 @@ def tiles(dtype, D, architecture):
     |          |             | BLOCK_M | BLOCK_N | BLOCK_K | BLOCK_D   | warps | stages |
     | -------- | ----------- | ------- | ------- | ------- | --------- | ----- | ------ |
     | 16 bits  | sums, block | 128     | 128     | 64      |           | 8     | 3      |
-    |          | gradient    | 64      | 64      | 64      | D to 512  | 8     | 3      |
+    |          | gradient    | 128     | 128     | 64      | D to 256  | 8     | 3      |
     | 32 bits  | sums, block | 64      | 64      | 32      |           | 4     | 2      |
     |          | gradient    | 32      | 32      | 32      | D to 128  | 4     | 2      |
     | interpr. | sums, block | 64      | 32      | 32      |           |       |        |
@@ -86,15 +86,15 @@ def tiles(dtype, D, architecture):
     BLOCK_M × BLOCK_N is a tile of S, BLOCK_K the step of its product over the features, BLOCK_D the
     slice of features that a program accumulates a gradient for: the next power of two from D on,
     at least 16. Wide tiles feed the tensor cores (64 rows are one warp group's instruction). What
-    bounds them is the 255 registers of a thread: 64 × 512 float32 in 256 threads take half of them,
-    and 128 × 512 with their tile of S do not fit. Shared memory stays below the 99 KiB that small
-    GPUs have. gradient and finish, in which rows and columns change their roles, have square tiles,
-    TILE × TILE; those of finish are as high as those of sums.
+    bounds them is the 255 registers of a thread: 128 × 256 float32 in 256 threads take half of
+    them. 64 × 512 would fit as well, but where one product feeds another Triton gives every warp 16
+    rows of its own, and with 64 rows four of the eight warps would do again what the others do.
+    Shared memory stays below the 99 KiB that small GPUs have. gradient and finish, in which rows
+    and columns change their roles, have square tiles, TILE × TILE.
 
     On Hopper (architecture 9.x, as (9, 0)) sums and block, at 128 registers a thread, leave room
     for a second program on the same multiprocessor: one multiplies while the other takes
     exponentials. Only sums with ids needs the cap for that (it would take 162), and spills nothing.
-    So does gradient for D ≤ 256 without ids.
     """
     wide_enough = max(16, triton.next_power_of_2(D))
     if INTERPRETED:
@@ -105,7 +105,7 @@ def tiles(dtype, D, architecture):
         gradient = {"TILE": 32, "BLOCK_D": min(wide_enough, 128)}
     else:
         sums = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
-        gradient = {"TILE": 64, "BLOCK_D": min(wide_enough, 512)}
+        gradient = {"TILE": 128, "BLOCK_D": min(wide_enough, 256)}
     cap = {"maxnreg": 128} if architecture[0] == 9 and dtype != torch.float32 else {}
     square = {name: x for name, x in sums.items() if name not in ("BLOCK_M", "BLOCK_N")}
     return {"sums": sums | cap, "finish": square | {"TILE": sums["BLOCK_M"]},

@@ -44,7 +44,7 @@ CANDIDATES = {
         (64, 256, 64, 4, 3, None), (128, 128, 64, 4, 3, None))),
         {"BLOCK": 2048}, {"BLOCK": 4096}, {"BLOCK": 16384}],
     "gradient": [{}, {"num_stages": 2}, {"num_stages": 4}, {"BLOCK_K": 128, "num_stages": 2},
-                 {"BLOCK_D": 256}, {"BLOCK_D": 256, "TILE": 128}, {"BLOCK_D": 256, "num_warps": 4}],
+                 {"TILE": 64, "BLOCK_D": 512}, {"TILE": 64}, {"TILE": 64, "num_warps": 4}],
     "hopper sums": [{}], "hopper block": [{}, {"BLOCK": 4096}, {"BLOCK": 16384}]}
 MODULES = {"GROUPS": triton_loss, "BLOCK": triton_blocks}  # settings that are no launch option
 SECONDS = 0.3  # about as long is spent on each candidate
