@@ -361,13 +361,19 @@ def first_line(*command):
     return found.partition("\n")[0].strip()
 
 
+def processor() -> str:
+    """Its name, or where the system tells none its kind; and how many threads are used."""
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", told.read_text()) if told.exists() else []
+    return f"{(names or [platform.machine()])[0].strip()}, {torch.get_num_threads()} threads"
+
+
 def machine(cuda) -> dict:
     """Everything in results/DEVICE.json but the rows."""
     peak, copy = ceilings(cuda)
-    cpu = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
     driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     commit = ("git", "-C", str(RESULTS), "describe", "--always", "--dirty", "--exclude=*")
-    return {"device": torch.cuda.get_device_name() if cuda else cpu,
+    return {"device": torch.cuda.get_device_name() if cuda else processor(),
             "driver": first_line(*driver) if cuda else None, "torch": torch.__version__,
             "triton": version("triton") if find_spec("triton") else None,
             "commit": first_line(*commit), "date": date.today().isoformat(),
