@@ -313,11 +313,11 @@ def block_gradient(A, B, A_slices, B_slices, first_row, scale, r, c, a_ids, b_id
 
 
 @triton.jit
-def gradient_kernel(I, T, I_slices, T_slices, scale, upstream, r, c, i_ids, t_ids, dI, dT,  # noqa: E741
-                    scale_parts, M, N, label_offset, weight, D: tl.constexpr, TILE: tl.constexpr,
-                    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BOTH: tl.constexpr,
-                    BOOST: tl.constexpr, HAS_IDS: tl.constexpr, RAGGED: tl.constexpr,
-                    PRECISION: tl.constexpr):
+def gradient_kernel(I, T, I_slices, T_slices, scale, upstream, r, c, i_ids, t_ids,  # noqa: E741
+                    dI, dT, scale_parts, M, N, label_offset, weight, D: tl.constexpr,
+                    TILE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+                    BOTH: tl.constexpr, BOOST: tl.constexpr, HAS_IDS: tl.constexpr,
+                    RAGGED: tl.constexpr, PRECISION: tl.constexpr):
     """dI (M, D), dT (N, D) and scale_parts (blocks of I, slices), to be added up to ds.
 
     I_slices and T_slices are I and T in tiles BLOCK_D wide. Grid (blocks of I and of T, slices):

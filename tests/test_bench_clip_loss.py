@@ -231,10 +231,12 @@ def test_tuning_needs_a_gpu(monkeypatch, capsys):
 
 
 def test_the_readmes_figures_are_the_recorded_ones():
-    """kernels/README.md's table is what kernels/results holds, to the last digit shown."""
+    """kernels/README.md's tables of CPUs are what kernels/results holds, to the last digit shown."""
     folder = benchmark.RESULTS.parent
     text = (folder / "README.md").read_text()
-    for name in re.findall(r"\(results/([\w.-]+\.json)\)", text):
+    names = re.findall(r"\(results/([\w.-]+-threads\.json)\)", text)
+    assert len(names) == 2
+    for name in names:
         rows = json.loads((folder / "results" / name).read_text())["rows"]
         found = {(r["impl"], r["N"]): r for r in rows if r["pass"] == "forward+backward"}
         for N in (512, 1024, 2048, 4096, 8192):
