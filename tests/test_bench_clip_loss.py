@@ -231,7 +231,7 @@ def test_tuning_needs_a_gpu(monkeypatch, capsys):
 
 
 def test_the_readmes_figures_are_the_recorded_ones():
-    """kernels/README.md's tables of CPUs are what kernels/results holds, to the last digit shown."""
+    """kernels/README.md's tables of CPUs are what kernels/results holds, to the last digit."""
     folder = benchmark.RESULTS.parent
     text = (folder / "README.md").read_text()
     names = re.findall(r"\(results/([\w.-]+-threads\.json)\)", text)
