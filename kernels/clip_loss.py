@@ -12,9 +12,8 @@ computed stands in `reference` (the equations), `tiled` (PyTorch), `triton_loss`
 `triton_blocks` (another backward pass).
 """
 
+import importlib.util
 from contextlib import nullcontext
-from importlib import import_module
-from importlib.util import find_spec
 from numbers import Real
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from miniclip_kernels import reference, tiled
 from torch import Tensor, nn
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # once, for torch.compile can't look
 TRITON = {"triton": "triton_loss", "blocks": "triton_blocks", "hopper": "triton_hopper"}  # files
 BACKENDS = ("auto", *TRITON, "tiled", "dense", "numpy")
 DIRECTIONS = ("both", "rows")
@@ -219,7 +219,7 @@ def run_reference(I, T, scale, labels):  # noqa: E741
 def passes(backend):
     """Forward and backward of the backend; Triton is imported only where it is used."""
     if backend in TRITON:
-        module = import_module(f"miniclip_kernels.{TRITON[backend]}")
+        module = importlib.import_module(f"miniclip_kernels.{TRITON[backend]}")
         return module.forward, module.backward
     return {"tiled": (tiled.forward, tiled.backward),
             "numpy": (numpy_forward, numpy_backward)}[backend]
@@ -227,13 +227,13 @@ def passes(backend):
 
 def choose(backend, features, N) -> str:
     """The backend that "auto" stands for; ValueError for a named one that can't run here."""
-    has_triton, (M, D) = find_spec("triton") is not None, features.shape
+    M, D = features.shape
     if backend == "auto":
-        fits = features.is_cuda and has_triton and features.dtype != torch.float64 and D <= 2048
+        fits = features.is_cuda and HAS_TRITON and features.dtype != torch.float64 and D <= 2048
         few = D <= 128 or M * N * D <= 2**33  # features; or pairs: fewer launches count for more
         return ("triton" if few else "blocks") if fits else "tiled"
     if backend in TRITON:
-        if not has_triton:
+        if not HAS_TRITON:
             raise ValueError(f"backend {backend!r} needs the package triton: not installed")
         from miniclip_kernels import triton_loss
 
