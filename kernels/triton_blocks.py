@@ -102,7 +102,7 @@ def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
     dI, dT = I.new_empty(M, D), T.new_empty(N, D)
     for rows in vertical:
-        sums = sum_I[:rows.stop - rows.start]
+        sums, own = sum_I[:rows.stop - rows.start], I[rows]
         for columns in horizontal:
             block = G[:len(sums), :columns.stop - columns.start]
             ids = [x if x is None else x[here] for x, here in ((image_ids, rows),
@@ -110,8 +110,8 @@ def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
             write(block, A[rows], B[columns], scale, r[rows], c[columns] if both else c, ids,
                   label_offset + rows.start - columns.start, both)
             add_product(sums, block, T[columns], first=columns.start == 0)
-            add_product(sum_T[columns], block.T, I[rows], first=rows.start == 0)
-        shares.append(torch.dot(sums.flatten(), I[rows].to(sums.dtype).flatten()))  # ⟨G T, I⟩
+            add_product(sum_T[columns], block.T, own, first=rows.start == 0)
+        shares.append((sums * own).sum())  # ⟨G T, I⟩
         torch.mul(sums, scaled, out=dI[rows])
     torch.mul(sum_T, scaled, out=dT)
     return dI, dT, sum(shares[1:], shares[0]) * factor

@@ -134,7 +134,7 @@ MUTANTS = {
         "blocks", "square", GRADIENTS, ("c[columns] if both else c", "c")),
     "blocks: each block begins the sums of the texts anew": (
         "blocks", "square", ["dT"],
-        ("block.T, I[rows], first=rows.start == 0)", "block.T, I[rows], first=True)")),
+        ("block.T, own, first=rows.start == 0)", "block.T, own, first=True)")),
     "blocks: each block begins the sums of the images anew": (
         "blocks", "square", ["dI", "ds"],
         ("block, T[columns], first=columns.start == 0)", "block, T[columns], first=True)")),
