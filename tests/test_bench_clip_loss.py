@@ -191,12 +191,11 @@ def test_candidates_are_tried_and_the_kernels_left_as_they_were(_, quick, monkey
     import tune_clip_loss as tune
     from miniclip_kernels import triton_blocks, triton_loss
 
-    monkeypatch.setattr(tune, "D", 16)
     monkeypatch.setattr(tune, "SECONDS", 0.0)
     candidates = [{}, {"BLOCK_M": 32}, {"BLOCK_N": 48}, {"BLOCK": 32}, {"GROUPS": 1}]
     monkeypatch.setattr(tune, "CANDIDATES", dict.fromkeys(("sums", "block"), candidates))
     before = triton_loss.tiles, triton_loss.GROUPS, triton_blocks.BLOCK
-    record = json.loads(tune.tune(40, ["sums", "block"], tmp_path / "tiles", DEVICE == "cuda")
+    record = json.loads(tune.tune(40, 16, ["sums", "block"], tmp_path, DEVICE == "cuda")
                         .read_text())
     assert list(record) == [*KEYS[:-1], "N", "D", "rows"]
     for kernel in ("sums", "block"):

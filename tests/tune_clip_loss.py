@@ -1,13 +1,15 @@
 """Which tile sizes are fastest on this GPU: each kernel's candidates, one after another.
 
-    python tests/tune_clip_loss.py        make tune-gpu
+    python tests/tune_clip_loss.py                      make tune-gpu
+    python tests/tune_clip_loss.py --features 1024      make tune-gpu ARGS="--features 1024"
 
 The first candidate of each kernel is what `triton_loss.tiles` and `triton_blocks.BLOCK` say now; a
-candidate changes what it names. Timed are bfloat16 unit vectors, N = 32,768, D = 512: for `sums`
-the forward pass, for `gradient` and `block` the backward pass of "triton" and of "blocks".
-"hopper sums" and "hopper block" are the same passes of "hopper", whose tiles are fixed.
-share_of_peak counts 2N²D and 6N²D operations, over the rate of a large matrix product in the same
-run. Results: kernels/results/tiles/DEVICE.json, best first; nothing is changed by itself.
+candidate changes what it names. Timed are bfloat16 unit vectors, N = 32,768 (`--size`), D = 512
+(`--features`): for `sums` the forward pass, for `gradient` and `block` the backward pass of
+"triton" and of "blocks". "hopper sums" and "hopper block" are the same passes of "hopper", whose
+tiles are fixed. share_of_peak counts 2N²D and 6N²D operations, over the rate of a large matrix
+product in the same run. Results: kernels/results/tiles/DEVICE-D.json, best first; nothing is
+changed by itself.
 """
 
 import argparse
@@ -18,7 +20,6 @@ import numpy as np
 import torch
 from bench_clip_loss import (
     RESULTS,
-    D,
     file_name,
     in_a_line,
     inputs,
@@ -101,14 +102,14 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
     return row | {"ms_p50": float(f"{ms:.4g}"), "share_of_peak": round(share, 4), "error": None}
 
 
-def tune(N, kernels, folder, cuda=True):
+def tune(N, D, kernels, folder, cuda=True):
     """Try all candidates of these kernels, print each, and write them all, best first."""
     record = machine(cuda)
     rows = record.pop("rows")
     record |= {"N": N, "D": D, "rows": rows}
     print(f"{record['device']}, {record['peak_tflops']:,g} TFLOP/s, N={N:,}, D={D}")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(record["device"])
+    path = folder / file_name(f"{record['device']} {D}")
     features = [x.detach() for x in inputs(N, D, cuda)]
     for kernel in kernels:
         for candidate in CANDIDATES[kernel]:
@@ -125,12 +126,13 @@ def tune(N, kernels, folder, cuda=True):
 def main() -> int:
     parser = argparse.ArgumentParser(description="the fastest tiles of each kernel on this GPU")
     parser.add_argument("--size", type=positive, default=32768, help="N (default 32768)")
+    parser.add_argument("--features", type=positive, default=512, help="D (default 512)")
     parser.add_argument("--kernels", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("tune: needs CUDA, and torch sees none on this machine", file=sys.stderr)
         return 2
-    print(tune(options.size, options.kernels, RESULTS / "tiles"))
+    print(tune(options.size, options.features, options.kernels, RESULTS / "tiles"))
     return 0
 
 
