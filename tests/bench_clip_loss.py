@@ -38,7 +38,7 @@ from miniclip_kernels.clip_loss import clip_loss
 RESULTS = Path(__file__).parent.parent / "kernels/results"
 D, TEMPERATURE = 512, 0.07
 CPU_SIZES = (512, 1024, 2048, 4096, 8192)
-GPU_SIZES = (256, 1024, 4096, 8192, 16384, 32768, 65536, 131072)
+GPU_SIZES = (65536, 16384, 4096, 32768, 256, 1024, 8192, 131072)  # what says most goes first
 PEERS_TO = 65536  # the largest N of every implementation, but:
 LARGEST = {"numpy": 1024, "miniclip": 2**20, "registers": 2**20, "hopper": 2**20}
 ONCE = 2**20  # N from which on there is one call, forward and backward
@@ -434,6 +434,7 @@ def benchmark(cuda, sizes, impls, folder) -> Path:
         for cell in cells:
             record["rows"].append(cell.row(record["peak_tflops"]))
             show(record["rows"][-1])
+        record["rows"].sort(key=lambda row: (row["D"] != D, row["D"], row["N"]))
         write(record, path)
     return path
 

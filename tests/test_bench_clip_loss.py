@@ -34,13 +34,14 @@ def only(folder, pattern):
 
 
 def test_a_run_writes_what_is_documented(quick, monkeypatch, tmp_path, capsys):
-    assert run(monkeypatch, "--sizes", 16, 40, "--out", tmp_path / "new") == 0
+    assert run(monkeypatch, "--sizes", 40, 16, "--out", tmp_path / "new") == 0
     path = only(tmp_path / "new", "*.json")
     assert path.stem.endswith("-threads")
     record = json.loads(path.read_text())
     assert list(record) == KEYS
     assert record["torch"] == torch.__version__ and record["peak_tflops"] == 0.4
     assert all(list(row) == ROW for row in record["rows"])
+    assert [row["N"] for row in record["rows"]] == 6 * [16] + 6 * [40]  # whatever was first
     assert {(row["impl"], row["pass"], row["N"]) for row in record["rows"]} == {
         (impl, way, N) for impl in ("dense", "tiled", "numpy") for N in (16, 40)
         for way in ("forward", "forward+backward")}
