@@ -55,10 +55,10 @@ test: $(READY)  ## run pytest: tests/ and lessons/
 
 test-gpu: $(READY)  ## the kernels' tests on a CUDA GPU, then under compute-sanitizer
 	@$(BIN)python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make test-gpu needs a CUDA GPU; PyTorch sees none")'
-	@# Nearly a thousand variants of the kernels are compiled, so in 8 processes. The warps of
-	@# "hopper" wait for each other: its tests come after the others, and have an end.
-	@in_parts() { pids=; failed=0; for i in 0 1 2 3 4 5 6 7; do \
-	  timeout 420 $(BIN)python -m pytest -q --part $$i/8 "$$@" $(ARGS) & pids="$$pids $$!"; done; \
+	@# Nearly a thousand variants of the kernels are compiled, so in a process for each core, up to 16.
+	@# The warps of "hopper" wait for each other: its tests come after the others, and have an end.
+	@in_parts() { pids=; failed=0; n=$$(nproc); [ $$n -le 16 ] || n=16; for i in $$(seq 0 $$((n - 1))); do \
+	  OMP_NUM_THREADS=1 timeout 420 $(BIN)python -m pytest -q --part $$i/$$n "$$@" $(ARGS) & pids="$$pids $$!"; done; \
 	  for pid in $$pids; do wait $$pid || [ $$? -eq 5 ] || failed=1; done; return $$failed; }; \
 	in_parts $(KERNEL_TESTS) && in_parts tests/test_hopper.py
 	@# Without racecheck for "hopper": whether it knows barriers between groups of warps is not tried.
