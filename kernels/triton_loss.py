@@ -24,10 +24,10 @@ Three kernels. Each walks over S in tiles that live in registers and are forgott
             ┌──────┬──────┬──────┬──────┐                 sums the loss: no product to speak of
     G_0· T =│ G₀₀  │ G₀₁  │ G₀₂  │ G₀₃  │ ─▶ dI₀
             └──────┴──────┴──────┴──────┘       gradient  S again, G from it, and G T into an
-                                                          accumulator (BLOCK_M, BLOCK_D): 2 products
-                                                          for each slice of BLOCK_D features. Again
-                                                          with the roles of I and T exchanged, for
-                                                          dT: S becomes Sᵀ.
+                                                          accumulator (TILE, BLOCK_D): 2 products
+                                                          for each slice of BLOCK_D features. Other
+                                                          programs exchange I and T, for dT: S
+                                                          becomes Sᵀ.
 
 For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products, with two slices 7; the least without
 keeping S is 4, which is what `triton_blocks` needs.
