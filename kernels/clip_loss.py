@@ -8,8 +8,8 @@ towards the diagonal (Radford et al. 2021, arXiv 2103.00020, Figure 3):
     L = ½ (mean_i [logsumexp_j S_ij − S_ii] + mean_j [logsumexp_i S_ij − S_jj])
 
 This file holds what the backends share: the checks, the choice, and the way into autograd. What is
-computed stands in `reference` (the equations), `tiled` (PyTorch), `triton_loss` (the kernels) and
-`triton_blocks` (another backward pass).
+computed stands in `reference` (the equations), `tiled` (PyTorch), `triton_loss` (the kernels),
+`triton_blocks` (another backward pass) and `triton_hopper` (both passes for one kind of GPU).
 """
 
 import importlib.util

@@ -26,14 +26,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from functools import cache, partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from miniclip_kernels.clip_loss import clip_loss
+from miniclip_kernels.clip_loss import HAS_TRITON, clip_loss
 
 RESULTS = Path(__file__).parent.parent / "kernels/results"
 D, TEMPERATURE = 512, 0.07
@@ -375,7 +374,7 @@ def machine(cuda) -> dict:
     commit = ("git", "-C", str(RESULTS), "describe", "--always", "--dirty", "--exclude=*")
     return {"device": torch.cuda.get_device_name() if cuda else processor(),
             "driver": first_line(*driver) if cuda else None, "torch": torch.__version__,
-            "triton": version("triton") if find_spec("triton") else None,
+            "triton": version("triton") if HAS_TRITON else None,
             "commit": first_line(*commit), "date": date.today().isoformat(),
             "peak_tflops": peak, "copy_gb_s": copy, "rows": []}
 

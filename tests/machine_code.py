@@ -63,7 +63,7 @@ class Absent:
 def pretend(architecture):
     """From here on, in this process: a GPU of this architecture that isn't here."""
     triton.runtime.driver.set_active(Absent(architecture))
-    torch.cuda.get_device_capability = lambda *_: divmod(architecture, 10)
+    triton_loss.architecture = lambda device: divmod(architecture, 10)
     triton_hopper.programs, triton_loss.check = lambda device: 132, lambda *_: None
 
 

@@ -36,6 +36,7 @@ def only(folder, pattern):
 def test_a_run_writes_what_is_documented(quick, monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "--sizes", 40, 16, "--out", tmp_path / "new") == 0
     path = only(tmp_path / "new", "*.json")
+    assert path.name == benchmark.file_name(benchmark.processor())
     assert path.stem.endswith("-threads")
     record = json.loads(path.read_text())
     assert list(record) == KEYS

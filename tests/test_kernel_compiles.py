@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,9 @@ def test_it_compiles(dtype, D, architecture, tmp_path):
         assert kernel["async"], f"{name} waits for each tile of the features to arrive"
         if dtype != "fp32" and architecture == 90:
             assert kernel["wgmma"], f"{name} does without Hopper's matrix instruction"
-            # With ids: some in gradient, and in hopper's block if it is triton 3.6 that compiles.
-            few = 150 if name in ("gradient", "hopper, block") and D % 64 else 0
+            # With ids, or rows alone and torn tiles: some in gradient, and in what 3.6 makes of G.
+            some = {"gradient", "hopper, block"} if version("triton") < "3.7" else {"gradient"}
+            few = 150 if name in some and D % 64 else 0
             assert kernel["spills"] <= few, f"{name} fetches registers from memory between products"
             if "hopper" in name:
                 assert kernel["registers"] <= 232, name  # what each turn is given

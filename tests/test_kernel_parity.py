@@ -8,7 +8,6 @@ and for 16-bit features the rounding of G and of the result.
 """
 
 import dataclasses
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from kernel_truth import (
     truth,
 )
 from miniclip_kernels import tiled
-from miniclip_kernels.clip_loss import clip_loss
+from miniclip_kernels.clip_loss import HAS_TRITON, clip_loss
 
 EACH = pytest.mark.parametrize("backend", [TRITON, BLOCKS, "tiled"])
 TYPES = pytest.mark.parametrize(
@@ -41,7 +40,7 @@ WHOLE_TILE = tiled.TILE
 
 
 def small_blocks(monkeypatch, rows):
-    if find_spec("triton"):
+    if HAS_TRITON:
         from miniclip_kernels import triton_blocks
 
         monkeypatch.setattr(triton_blocks, "BLOCK", rows)
