@@ -685,7 +685,7 @@ def test_clips_own_tokenizer(tmp_path, monkeypatch):
 def test_golden_ids_through_load(tmp_path, monkeypatch):
     """OpenAI's ids, from OpenAI's merges, beside a model of OpenAI's naming."""
     merges = Path(REAL_MERGES)
-    golden = merges.with_name("golden.json")
+    golden = merges.parent / "golden.json"
     if not REAL_MERGES or not golden.is_file():
         pytest.skip("CLIP's merges are not here: set MINICLIP_CLIP_MERGES to openai/CLIP's .gz")
     file = write_folder(
