@@ -35,7 +35,7 @@ keeping S is 4, which is what `triton_blocks` needs.
 Where the precision is. Products of 16-bit features are exact in float32, sums, logarithms and
 accumulators are float32, the exponentials base 2 (the hardware's own). G is formed in float32, its
 diagonal's 1 subtracted *before* the cast to the features' type: after it, a probability of 0.99
-would leave 0.01 with an error of 0.004. Factors (s, 1/N, what comes from above) are applied to the
+would leave 0.01 with an error of 17 %. Factors (s, 1/N, what comes from above) are applied to the
 accumulator at the very end; in float16 G is cast 1,024 times too large (`boost`).
 
 Without maxima. exp S may overflow. For unit vectors S ≤ s is known beforehand, so a fixed shift can

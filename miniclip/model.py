@@ -134,7 +134,7 @@ class CLIP(nn.Module):
     """Both towers and the learnt temperature.
 
     `logit_scale` holds the logarithm of the multiplier, as in OpenAI's and open_clip's models:
-    it starts at ln(1/0.07) (section 2.4) and `clamp_scale_` keeps the multiplier ≤ 100.
+    it starts at ln(1/0.07) (section 2.5) and `clamp_scale_` keeps the multiplier ≤ 100.
     """
 
     def __init__(self, config: ModelConfig):

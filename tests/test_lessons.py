@@ -168,3 +168,14 @@ def test_the_map_names_every_minute_of_the_lecture():
     for *_, row in rows:
         linked = re.findall(r"\]\((\d\d_\w+\.md)\)", row)
         assert linked or "14–16" in row, row
+
+
+def test_the_glossary_names_a_chapter_that_says_the_term():
+    """In its text: not in its code, and not under Sources alone."""
+    text = (LESSONS / "README.md").read_text().partition("## Glossary")[2]
+    rows = re.findall(r"^\| (.+?)(?: \(.+\))? \| .+ \| \[\d+\]\((\S+)\) \|$", text, re.MULTILINE)
+    assert len(rows) > 40
+    for term, chapter in rows:
+        said = (LESSONS / chapter).read_text().partition("## Sources")[0]
+        said = " ".join(re.sub(r"```.*?```", "", said, flags=re.DOTALL).split())
+        assert term.lower() in said.lower(), f"{chapter} never says {term!r}"
