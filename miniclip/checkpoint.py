@@ -9,7 +9,9 @@ Whoever is killed in the middle of a write leaves the file as it was before.
 
 import json
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -51,8 +53,26 @@ def save_state(folder: Path, state: dict):
 
 
 def load_state(folder: Path) -> dict:
-    """state.pt as `save_state` was given it."""
-    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    """state.pt as `save_state` was given it; ValueError if it is damaged."""
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        return {name: state[name] for name in ("model", "optimizers", "progress")}
+    except Exception as error:  # zip, pickle and torch have many kinds
+        raise ValueError(f"{folder / 'state.pt'} is damaged: {type(error).__name__}") from error
+
+
+def make_folder(folder: Path):
+    """A new run's. An older run of its name is moved, never overwritten; nothing else is touched.
+
+    ValueError if what has the name is no run.
+    """
+    if (folder / "config.json").is_file():
+        names = (folder.with_name(f"{folder.name}.{n}") for n in range(1, 10**6))
+        moved = folder.rename(next(name for name in names if not name.exists()))
+        print(f"{folder} was there already; it is now {moved}", file=sys.stderr)
+    elif folder.is_file() or folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is there already, and is no run; name another --run")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def append_row(path: Path, row: dict):
@@ -62,14 +82,12 @@ def append_row(path: Path, row: dict):
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Every whole line of JSON; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """Every line of JSON, but a last one that a kill cut short. ValueError for a damaged file."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    for whole in (lines, lines[:-1]):
+        with suppress(ValueError):
+            return [json.loads(line) for line in whole]
+    raise ValueError(f"{path} is damaged: not every line is JSON")
 
 
 def rewind_rows(path: Path, step: int):

@@ -5,6 +5,7 @@ Bad input ends in one line that says what is wrong, on standard error, and exit 
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from dataclasses import fields, replace
@@ -29,12 +30,9 @@ def add_settings(parser: argparse.ArgumentParser, kind, title: str):
     """One option for each field of a dataclass; the default None means: as the preset says."""
     group = parser.add_argument_group(title)
     for field in fields(kind):
-        parse = type(field.default)
-        if parse is bool:
-            parse = parse_bool
-        elif parse is tuple:
-            parse = parse_tuple
-        group.add_argument(f"--{field.name.replace('_', '-')}", type=parse, metavar="VALUE",
+        of = type(field.default)
+        group.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE",
+                           type={bool: parse_bool, tuple: parse_tuple}.get(of, of),
                            help=field.metadata["help"])
 
 
@@ -53,8 +51,7 @@ def parse_tuple(text: str) -> tuple[int, ...]:
 
 def chosen(arguments, kind) -> dict:
     """The settings of one dataclass that the command line gave."""
-    values = {field.name: getattr(arguments, field.name) for field in fields(kind)}
-    return {name: value for name, value in values.items() if value is not None}
+    return {f.name: x for f in fields(kind) if (x := getattr(arguments, f.name)) is not None}
 
 
 def run_folder(arguments) -> Path:
@@ -77,19 +74,9 @@ def run_train(arguments):
     else:
         config = replace(PRESETS[arguments.preset], **settings)
         model_config = replace(MODELS[config.model], **shape)
-        set_aside(folder)
     metrics = train(config, model_config, folder, arguments.device, arguments.resume)
     if not as_json(arguments, metrics):
         print_training(metrics, folder)
-
-
-def set_aside(folder: Path):
-    """An older run of the same name is moved, never overwritten."""
-    if not folder.exists():
-        return
-    number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
-    moved = folder.rename(folder.with_name(f"{folder.name}.{number}"))
-    print(f"{folder} was there already; it is now {moved}", file=sys.stderr)
 
 
 def as_json(arguments, figures) -> bool:
@@ -163,9 +150,8 @@ def run_classify(arguments):
     chances = classify(arguments.image, labels, open_model(arguments, arguments.model),
                        arguments.template or TEMPLATES)
     rows = [sorted(zip(row.tolist(), labels), reverse=True) for row in chances]
-    if arguments.json:
-        print(json.dumps([{"image": image, "probabilities": {name: p for p, name in row}}
-                          for image, row in zip(arguments.image, rows)], indent=2))
+    as_json(arguments, [{"image": image, "probabilities": {name: p for p, name in row}}
+                        for image, row in zip(arguments.image, rows)])
     for image, row in zip(arguments.image, rows if not arguments.json else ()):
         print(plots.shown_name(image, 10**6))
         for p, name in row[:10]:  # --json has them all
@@ -231,7 +217,7 @@ def print_recalls(metrics: dict):
         row = metrics[way]
         print(f"  {way.replace('_to_', ' → '):14}{row['R@1']:8.1f}{row['R@5']:8.1f}"
               f"{row['R@10']:8.1f}{row['median_rank']:14.0f}")
-    chance = "".join(f"{100 * k / images:8.1f}" for k in (1, 5, 10))
+    chance = "".join(f"{min(100, 100 * k / images):8.1f}" for k in (1, 5, 10))
     print(f"  {'chance, about':14}{chance}{images / 2:14.0f}   (percent; {images:,} images, "
           f"{metrics['captions']:,} captions)")
 
@@ -251,12 +237,11 @@ def print_training(metrics: dict, folder: Path):
             f"{style} {score:.1f}" for style, score in held_out.items() if style != "plain"))
         print(f"  right caption against its objects swapped (chance 50 %): "
               f"{metrics['shapes']['relations']:.1f} %")
+    data = load_config(TrainConfig, folder / "train.json").data
     print(f"""
 Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:
-  miniclip eval {folder} --split validation --json    the figures again, for a script
-  make train                                          5 minutes for a much better model
-  make train PRESET=flickr8k-20min                    20 minutes for the best recipe here
-  make train PRESET=shapes                            2 minutes on generated scenes""")
+  miniclip eval {folder} --data {data!r} --json    the figures again, for a script
+  make train PRESET=flickr8k-20min    20 minutes for the best recipe here""")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -344,8 +329,13 @@ def main(argv: list[str] | None = None) -> int:
     """→ exit code: 0, 1 for a run that diverged, 2 for bad input, 130 for a stop by Ctrl-C."""
     arguments = build_parser().parse_args(argv)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.py has its own limit
+    sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a sign shows another
     try:
         arguments.function(arguments)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # `| head` has seen enough; what is left must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         print(f"miniclip {arguments.command}: {one_line(error)}", file=sys.stderr)
@@ -354,14 +344,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"miniclip {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if arguments.command == "train":
-            print(f"\nstopped; go on with: miniclip train --run {run_folder(arguments)} --resume",
-                  file=sys.stderr)
-        elif arguments.command == "index":
-            print("\nstopped; what was embedded is kept: the same command goes on from there",
-                  file=sys.stderr)
-        else:
-            print("\nstopped", file=sys.stderr)
+        go_on = {"index": "; what was embedded is kept: the same command goes on from there"}
+        if arguments.command == "train" and (run_folder(arguments) / "state.pt").is_file():
+            go_on["train"] = f"; go on with: miniclip train --run {run_folder(arguments)} --resume"
+        print(f"\nstopped{go_on.get(arguments.command, '')}", file=sys.stderr)
         return 130
 
 

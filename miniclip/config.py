@@ -46,6 +46,8 @@ class ModelConfig:
                      "text_width", "text_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if any(channels < 1 for channels in self.stem):
+            raise ValueError(f"stem is {self.stem}; its channels must be at least 1")
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
@@ -95,19 +97,17 @@ class TrainConfig:
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"no model {self.model!r}; there are {', '.join(MODELS)}")
-        for name in ("steps", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size is {self.batch_size}; contrast needs at least 2 pairs")
-        for name in ("learning_rate", "muon_learning_rate", "weight_decay", "warmup", "limit"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop is {self.crop}; it is a share of the area, in (0, 1]")
-        for name in ("jitter", "word_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        for names, fits, rule in (
+                ("steps eval_every", lambda x: x >= 1, "it must be at least 1"),
+                ("batch_size", lambda x: x >= 2, "contrast needs at least 2 pairs"),
+                ("learning_rate muon_learning_rate weight_decay warmup limit seed",
+                 lambda x: x >= 0, "it must not be negative"),
+                ("clip_norm", lambda x: x > 0, "it must be positive"),
+                ("crop", lambda x: 0 < x <= 1, "it is a share of the area, in (0, 1]"),
+                ("jitter word_dropout", lambda x: 0 <= x < 1, "it must be in [0, 1)")):
+            for name in names.split():
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name} is {getattr(self, name)}; {rule}")
 
 
 TINY = ModelConfig(  # 16 image tokens: small enough for a laptop
@@ -169,5 +169,5 @@ def load_config(kind, path: Path):
             if not isinstance(value, fits):
                 raise ValueError(f"{name} is {value!r}, not of type {known[name].__name__}")
         return replace(kind(), **values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no {kind.__name__}: {error}") from error

@@ -19,6 +19,7 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,7 @@ from miniclip.config import TrainConfig
 from miniclip.sources import SPLIT_NAMES, Source
 from miniclip.tokenizer import Tokenizer
 
-CACHE_VERSION = 3  # raise it when the same source would give other pixels or captions
+CACHE_VERSION = 4  # raise it when the same source would give other pixels or captions
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's 400 M training images (openai/CLIP)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 128 * 2**20  # of one image: beyond it decoding takes seconds and gigabytes
@@ -55,6 +56,16 @@ def resize_crop(image: Image.Image, size: int) -> np.ndarray:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Of any mode → RGB. 16 bits a pixel, and F's 0 to 1, are scaled: Pillow and transformers cut
+    what is above 255, and nearly all of it would be white."""
+    if image.mode[0] in "IF":
+        values = np.asarray(image, np.float32)
+        white = 65535 if image.mode[0] == "I" else 255 if values.max() > 1 else 1
+        image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def fit(images: np.ndarray, size: int) -> np.ndarray:
@@ -80,8 +91,7 @@ class Transform:
     size: int
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        return normalize(resize_crop(image, self.size)[None])[0]
+        return normalize(resize_crop(rgb(image), self.size)[None])[0]
 
 
 def decode(image, size: int) -> tuple[np.ndarray | None, str]:
@@ -98,7 +108,7 @@ def decode(image, size: int) -> tuple[np.ndarray | None, str]:
                 f"converted from {picture.mode}" if picture.mode != "RGB" else "")
             picture.draft("RGB", (2 * size, 2 * size))  # a JPEG decodes faster at half its size
             picture = ImageOps.exif_transpose(picture)  # phones write which side is up
-            return resize_crop(picture.convert("RGB"), size), odd
+            return resize_crop(rgb(picture), size), odd
     except Image.DecompressionBombError:
         return None, "too large"
     except Exception as error:  # decoders raise many kinds for broken files; each is counted
@@ -142,7 +152,7 @@ def load_pairs(source: Source, split: str, size: int, limit: int = 0) -> Pairs:
     split = SPLIT_NAMES.get(split, split)
     key = "\n".join([str(CACHE_VERSION), source.kind, source.identity(split), split, str(size),
                      str(limit)])
-    folder = cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
+    folder = cache_folder() / hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
     meta = read_meta(folder, size)
     if meta is None:
         meta = build_cache(folder, source, split, size, limit)
@@ -169,12 +179,9 @@ def remove_dead_builds(folder: Path):
     The files count as well as the folder: a slow build that lives writes to them all the time.
     """
     for building in folder.parent.glob(f"{folder.name}.*"):
-        try:
-            written = max(p.stat().st_mtime for p in (building, *building.iterdir()))
-        except OSError:  # another run has just removed or finished it
-            continue
-        if written < time.time() - DAY:
-            shutil.rmtree(building, ignore_errors=True)
+        with suppress(OSError):  # another run has just removed or finished it
+            if max(p.stat().st_mtime for p in (building, *building.iterdir())) < time.time() - DAY:
+                shutil.rmtree(building, ignore_errors=True)
 
 
 def build_cache(folder: Path, source: Source, split: str, size: int, limit: int) -> dict:

@@ -21,8 +21,8 @@ from miniclip.data import Pairs, decode, fit, normalize
 from miniclip.sources import SPLIT_NAMES, HubUnreachable, Source, check_hub, one_line, unknown_split
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {}", "a {}")
-IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
-                  ".webp"}
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+                  ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 DRAWN_CLASSES = 1000  # at most, in a confusion picture
 CHUNK_FLOATS = 2**24  # similarities at once: 128 MiB in float64, whatever the number of images
 
@@ -217,7 +217,7 @@ def labelled_images(where: str, split: str | None = None, renamed: dict[str, str
                                                if path.is_dir()))
         root = root / (split or "")
         paths = [p for p in root.glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES
-                 and "/." not in f"/{p.relative_to(root)}"]  # nothing hidden
+                 and "/." not in f"/{p.relative_to(root)}" and p.is_file()]  # nothing hidden
         labels = sorted({p.relative_to(root).parts[0] for p in paths})
         if not labels:
             raise ValueError(f"{root} needs one folder of images for each class; found none")

@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 
 from miniclip import shapes
 from miniclip.checkpoint import read_rows, write_atomically
-from miniclip.data import Pairs, fit
+from miniclip.data import Pairs, fit, rgb
 from miniclip.evaluate import class_vectors, embed_images, embed_texts
 
 BLUE, ORANGE, GREEN, RED, GRAY = "#3566a8", "#d9822b", "#3a8f4d", "#c23b3b", "#8a8a8a"
@@ -164,7 +164,7 @@ def thumbnail(path, side: int = 320) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image.thumbnail((side, side))
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray(rgb(ImageOps.exif_transpose(image)))
     except Exception:  # decoders raise many kinds for what was changed, or broken, since
         return np.full((side * 3 // 4, side, 3), 225, np.uint8)
 

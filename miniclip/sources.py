@@ -66,7 +66,7 @@ class Source:
         if self.kind == "hub":
             return self.where
         folders = [p for name in IMAGE_FOLDERS if (p := Path(self.where) / name).is_dir()]
-        paths = sorted(p for folder in folders for p in folder.iterdir() if p.is_file())
+        paths = sorted({p for folder in folders for p in folder.rglob("*") if p.is_file()})
         return "\n".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
 
     def rows(self, split: str) -> Iterator[tuple[str, object, list[str]]]:
@@ -128,11 +128,11 @@ def read_table(source: Source, split: str):
     else:
         shards = {}
         for path in sorted(Path(source.where).glob("*.parquet")):
-            shards.setdefault(path.stem.split("-")[0], []).append(str(path))
-        found = {SPLIT_NAMES.get(name, name): files for name, files in shards.items()}
-        if split not in found:
-            raise unknown_split(split, source.where, found)
-        args, options = ("parquet",), {"data_files": {split: found[split]}}
+            name = path.stem.split("-")[0]
+            shards.setdefault(SPLIT_NAMES.get(name, name), []).append(str(path))
+        if split not in shards:
+            raise unknown_split(split, source.where, shards)
+        args, options = ("parquet",), {"data_files": {split: shards[split]}}
     splits = datasets.load_dataset(*args, streaming=True, **options)
     name = next((n for n in splits if SPLIT_NAMES.get(n, n) == split), None)
     if name is None:
@@ -216,9 +216,10 @@ def read_captions(file: Path) -> dict[str, list[str]]:
         header, form = ["image", "caption"], "name.jpg#0<tab>caption"
     else:
         try:
-            header, *rows = list(csv.reader(io.StringIO(text), skipinitialspace=True)) or [[]]
-        except csv.Error as error:  # a quote never closed, for one
-            raise ValueError(f"{file} is not a table of image,caption: {error}") from error
+            table = csv.reader(io.StringIO(text), skipinitialspace=True, strict=True)
+            header, *rows = list(table) or [[]]
+        except csv.Error as error:  # a quote never closed swallows all that follows
+            raise ValueError(f"{file}, line {table.line_num}: {error}; an open quote?") from error
         form = "image,caption (quote a caption that has a comma)"
     if [h.strip().lower() for h in header] != ["image", "caption"]:
         raise ValueError(f"{file} must begin with the header image,caption; "

@@ -137,6 +137,7 @@ def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
         return (load_pairs(source, "train", size, config.limit),
                 load_pairs(source, "validation", size))
 
+    config = replace(config, data=source.where)  # to resume from wherever, whatever is set then
     try:  # captions of scenes say left and right: never mirrored
         return *both(source), replace(config, flip=config.flip and source.kind != "shapes")
     except HubUnreachable as error:
@@ -186,17 +187,14 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     Stopped by Ctrl-C, it saves and raises KeyboardInterrupt. Raises ValueError for input that
     cannot be trained on, Diverged when the loss is no longer finite.
     """
-    folder, device = Path(folder), pick_device(device)
+    folder, device = Path(folder).resolve(), pick_device(device)
     if device.type == "cpu":  # for fast_math; named after CUDA, but it counts on a CPU too
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     model_config = model_config or MODELS[config.model]
     pairs, held_out, config = prepare_data(config, model_config, resume)
     generator = torch.Generator().manual_seed(config.seed)
-    if resume:
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    else:
-        tokenizer = Tokenizer.train(
-            pairs.flat_captions()[0], model_config.vocab_size, model_config.context_length)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json") if resume else Tokenizer.train(
+        pairs.flat_captions()[0], model_config.vocab_size, model_config.context_length)
     model_config = replace(model_config, vocab_size=tokenizer.vocab_size)  # few texts, few tokens
     batches = Batches(pairs, tokenizer, model_config.image_size, config, device)
     model = CLIP(model_config).init_weights(generator).to(device)
@@ -211,7 +209,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
         for name in ("metrics.jsonl", "similarity.jsonl"):
             checkpoint.rewind_rows(folder / name, progress["step"])
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.make_folder(folder)
         save_config(model_config, folder / "config.json")
         save_config(config, folder / "train.json")
         tokenizer.save(folder / "tokenizer.json")
@@ -322,11 +320,8 @@ class Run:
             "parameters": sum(p.numel() for p in model.parameters()),
             "device": device_name(device), "threads": torch.get_num_threads(),
             "bf16": bf16_is_fast(device), "torch": torch.__version__}
-        text = json.dumps(metrics, indent=2) + "\n"
-        checkpoint.write_atomically(
-            self.folder / "metrics.json", lambda path: path.write_text(text))
-        plots.draw_run(
-            self.folder, model, tokenizer, self.held_out, self.config.batch_size)
+        checkpoint.write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        plots.draw_run(self.folder, model, tokenizer, self.held_out, self.config.batch_size)
         return metrics
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 
 import datasets
 import numpy as np
@@ -157,6 +158,12 @@ def test_a_folder_for_each_class(folder):
     assert labels != sorted(labels)
     _, names = labelled_images(str(folder), None, {"snow_leopard": "big cat", "dog": "hound"})
     assert names == ["cat", "hound", "big cat"]
+
+
+def test_what_is_no_file_is_no_image(folder):
+    write_classes(folder, {"dog": 2})
+    os.mkfifo(folder / "dog/waits for ever.jpg")
+    assert sorted(path.name for path, _ in labelled_images(str(folder))[0]) == ["0.png", "1.png"]
 
 
 def test_splits_of_a_folder(folder):

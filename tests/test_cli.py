@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -118,6 +120,10 @@ def test_eval_refuses_bad_data(run, capsys, arguments, message):
     (["--batch-size", "1"], "at least 2"),
     (["--batch-size", "4096"], "set --batch-size 40 or less"),
     (["--crop", "0"], "(0, 1]"),
+    (["--clip-norm", "0"], "clip_norm is 0.0; it must be positive"),
+    (["--clip-norm", "nan"], "clip_norm is nan; it must be positive"),
+    (["--seed", "-1"], "seed is -1; it must not be negative"),
+    (["--stem", "8,0"], "stem is (8, 0); its channels must be at least 1"),
     (["--model", "ViT-Q"], "ViT-B/32"),
     (["--image-size", "60"], "patch_size"),
     (["--vision-heads", "7"], "multiple"),
@@ -131,6 +137,24 @@ def test_train_refuses_bad_settings(tmp_path, capsys, arguments, message):
     error = refused(capsys, "train", "--run", tmp_path / "new", "--data", "shapes", *arguments)
     assert message in error
     assert not (tmp_path / "new").exists()  # nothing half-made is left
+
+
+def test_a_run_that_can_not_begin_moves_no_older_one(run, capsys):
+    refused(capsys, "train", "--run", run, "--data", "/no/such/folder")
+    refused(capsys, "train", "--run", run, "--data", "shapes", "--batch-size", "4096")
+    assert (run / "model.safetensors").is_file() and not run.with_name("run.1").exists()
+
+
+@pytest.mark.parametrize("name", ["photographs", "script.py", "."])
+def test_what_is_no_run_is_left_where_it_is(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs/1.jpg").write_text("mine")
+    (tmp_path / "script.py").write_text("mine")
+    error = refused(capsys, "train", "--run", name, "--data", "shapes", "--batch-size", "16")
+    assert "is there already, and is no run; name another --run" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photographs", "script.py"]
+    assert (tmp_path / "photographs/1.jpg").read_text() == "mine"
 
 
 def test_resume_needs_a_run(tmp_path, capsys):
@@ -154,15 +178,30 @@ def test_every_setting_has_an_option_and_none_is_written_twice():
     assert stem.stem == (8, 16) and stem.pre_norm is False
 
 
-def test_an_older_run_is_set_aside(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("miniclip.cli.train", lambda *arguments: {"seen": arguments[0].steps})
+def test_an_older_run_is_set_aside(tmp_path, capsys):
     folder = tmp_path / "run"
     for number in (1, 2):
-        folder.mkdir()
-        (folder / "precious").write_text(str(number))
-        assert main(["train", "--run", str(folder), "--steps", "7", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {"seen": 7}
-        assert (tmp_path / f"run.{number}/precious").read_text() == str(number)
+        checkpoint.make_folder(folder)
+        (folder / "config.json").write_text(str(number))
+        checkpoint.make_folder(folder)
+        assert not any(folder.iterdir())
+        assert (tmp_path / f"run.{number}/config.json").read_text() == str(number)
+        assert f"run was there already; it is now {folder}.{number}\n" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run, tmp_path):
+    """`| head` closes the pipe; a terminal without █ shows another sign."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "miniclip.cli", "classify", str(tmp_path / "a.png"),
+               "--model", str(run), "--labels", "dog,cat"]
+    nobody, end = os.pipe()
+    os.close(nobody)
+    done = subprocess.run(command, stdout=end, stderr=subprocess.PIPE, text=True)
+    os.close(end)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run(command, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "???" in done.stdout and "dog" in done.stdout
 
 
 def test_presets_are_whole(tmp_path):

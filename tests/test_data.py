@@ -69,6 +69,10 @@ KEPT = {  # name -> file, its colour as decoded, what is said of it
     "gray": (encoded(flat("L", 90)), (90, 90, 90), "converted from L"),
     "gray-jpeg": (encoded(flat("L", 90), "JPEG"), (90, 90, 90), "converted from L"),
     "one-bit": (encoded(flat("1", 1)), (255, 255, 255), "converted from 1"),
+    "16-bit": (encoded(flat("I;16", 25700)), (100, 100, 100), "converted from I;16"),
+    "16-bit-dark": (encoded(flat("I;16", 300)), (1, 1, 1), "converted from I;16"),
+    "float-to-1": (encoded(flat("F", 0.4), "TIFF"), (102, 102, 102), "converted from F"),
+    "float-to-255": (encoded(flat("F", 99.0), "TIFF"), (99, 99, 99), "converted from F"),
     "palette": (encoded(picture(3).quantize(4)), colour(3), "converted from P"),
     "rgba": (encoded(flat("RGBA", (9, 90, 200, 99))), (9, 90, 200), "converted from RGBA"),
     "gray-alpha": (encoded(flat("LA", (60, 10))), (60, 60, 60), "converted from LA"),
@@ -160,8 +164,9 @@ def test_everything_odd_is_counted_and_nothing_is_fatal(folder, capsys):
     assert counted.pop("truncated") + counted.pop("unreadable") == 7
     assert counted == {
         "missing": 1, "too large": 2, "animated, first frame taken": 1, "converted from 1": 1,
-        "converted from CMYK": 1, "converted from L": 2, "converted from LA": 1,
-        "converted from P": 2, "converted from RGBA": 1}
+        "converted from CMYK": 1, "converted from F": 2, "converted from I;16": 2,
+        "converted from L": 2, "converted from LA": 1, "converted from P": 2,
+        "converted from RGBA": 1}
     assert pairs.summary in capsys.readouterr().err  # said once, when the cache is built
     load(folder, "all")
     assert capsys.readouterr().err == ""
@@ -211,6 +216,20 @@ def test_changed_files_are_noticed(photos):
     write_images(photos / "Images", [4])
     (photos / "Images/3.jpg").write_bytes(encoded(picture(11), "JPEG"))
     assert np.abs(load(photos, "all").images[3].astype(int) - colour(11)).max() < 8
+
+
+def test_a_changed_file_in_a_folder_of_ones_own_is_noticed(folder):
+    write_images(folder / "holiday", range(3))
+    (folder / "captions.csv").write_text("image,caption\n" + "".join(
+        f"holiday/{i}.jpg,a caption\n" for i in range(3)))
+    assert len(load(folder, "all")) == 3
+    (folder / "holiday/1.jpg").unlink()
+    assert load(folder, "all").summary == "2 images, 2 captions; skipped 1: missing"
+
+
+def test_a_file_whose_name_is_no_text_does_no_harm(photos):
+    Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.txt")).touch()
+    assert len(load(photos, "all")) == 4
 
 
 def test_a_new_shard_is_noticed(folder):

@@ -43,6 +43,12 @@ def test_parquet_shards_as_the_hub_has_them(folder):
     check_pairs(load(folder, "dev"), [8, 9])
 
 
+def test_two_names_of_one_split_are_one(folder):
+    write_shard(folder / "val-0.parquet", range(3))
+    write_shard(folder / "validation-0.parquet", range(3, 5))
+    check_pairs(load(folder, "validation"), range(5))
+
+
 @pytest.mark.parametrize("names", [["caption"], ["caption_0", "caption_1"]])
 def test_parquet_with_other_numbers_of_captions_and_gaps(folder, names):
     write_shard(folder / "train.parquet", range(4), captions=[
@@ -194,7 +200,10 @@ PNG = encoded(picture(0))
     (files(captions__csv=TABLE + "2.jpg,a dog, a cat\n"), "train",
      "row 4: expected .*quote a caption.*; found: 2.jpg,a dog,a cat"),
     (files(captions__csv=TABLE + '2.jpg,"never closed' + "x" * 200_000), "train",
-     "captions.csv is not a table of image,caption: field larger"),
+     "captions.csv, line 5: field larger.*an open quote"),
+    (files(captions__csv=TABLE.replace("a cat", '"a cat')), "all", "captions.csv, line 4: unexpec"),
+    (files(captions__csv=TABLE.replace("a cat", '"a cat').replace("a bird", '"a bird')), "all",
+     "captions.csv, line 4: .*expected after"),  # two quotes, and what is between them
     (files(captions__csv=TABLE.encode("utf-16")), "train", "captions.csv is not UTF-8 text"),
     (files(captions__csv=TABLE.encode() + b"2.jpg,caf\xe9\n"), "train", "is not UTF-8 text.*0xe9"),
     (files(captions__csv=TABLE), "test", "no split 'test' in .*; found: all, train, validation"),

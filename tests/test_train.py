@@ -19,7 +19,8 @@ import torch
 from miniclip_kernels.clip_loss import clip_loss
 
 from miniclip import checkpoint, data, sources
-from miniclip.config import TINY, TrainConfig
+from miniclip.cli import main
+from miniclip.config import TINY, TrainConfig, load_config
 from miniclip.train import Diverged, bf16_is_fast, build_optimizers, pick_device, schedule, train
 
 MODEL = replace(TINY, vision_width=48, text_width=48, embed_dim=32, vision_heads=2, text_heads=2,
@@ -188,6 +189,33 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130, err
     assert f"miniclip train --run {folder} --resume" in err and "Traceback" not in err
     assert checkpoint.load_state(folder)["progress"]["step"] > 0
+
+
+@pytest.mark.parametrize("file, content", [
+    ("state.pt", b""), ("state.pt", b"text"), ("state.pt", os.urandom(99)), ("state.pt", None),
+    ("config.json", b"[]"), ("train.json", b"[]"), ("metrics.jsonl", b'{"step": 1}\n{\n{}\n')])
+def test_a_damaged_run_is_not_resumed(tmp_path, capsys, file, content):
+    folder = tmp_path / "run"
+    assert main(["train", "--run", str(folder), *SMALL, "--steps", "2", "--json"]) == 0
+    if content is None:
+        torch.save({"model": 1}, folder / file)
+    else:
+        (folder / file).write_bytes(content)
+    kept = (folder / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(["train", "--run", str(folder), "--resume"]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and str(folder / file) in error[0]
+    assert (folder / "metrics.jsonl").read_bytes() == kept
+
+
+def test_a_run_knows_its_data_whatever_is_set_later(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINICLIP_DATA", "shapes")
+    train(replace(CONFIG, data="", steps=2), MODEL, tmp_path / "run", device="cpu")
+    monkeypatch.setenv("MINICLIP_DATA", "/no/such/folder")
+    config = load_config(TrainConfig, tmp_path / "run/train.json")
+    assert config.data == "shapes"
+    train(config, MODEL, tmp_path / "run", device="cpu", resume=True)
 
 
 def test_a_loss_that_is_no_number_stops_with_a_diagnosis(tmp_path, monkeypatch):
