@@ -26,6 +26,8 @@ from miniclip.tokenizer import Tokenizer
 
 def write_atomically(path: Path, write: Callable[[Path], None]):
     """Call `write` on a temporary neighbour of `path`, then put it in place in one step."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: nothing can be written there")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
@@ -66,7 +68,7 @@ def make_folder(folder: Path):
 
     ValueError if what has the name is no run.
     """
-    if (folder / "config.json").is_file():
+    if (folder / "train.json").is_file():
         names = (folder.with_name(f"{folder.name}.{n}") for n in range(1, 10**6))
         moved = folder.rename(next(name for name in names if not name.exists()))
         print(f"{folder} was there already; it is now {moved}", file=sys.stderr)

@@ -11,6 +11,7 @@ import warnings
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 
 from PIL import Image
 from safetensors import SafetensorError
@@ -30,9 +31,9 @@ def add_settings(parser: argparse.ArgumentParser, kind, title: str):
     """One option for each field of a dataclass; the default None means: as the preset says."""
     group = parser.add_argument_group(title)
     for field in fields(kind):
-        of = type(field.default)
+        parse = type(field.default)
         group.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE",
-                           type={bool: parse_bool, tuple: parse_tuple}.get(of, of),
+                           type={bool: parse_bool, tuple: parse_tuple}.get(parse, parse),
                            help=field.metadata["help"])
 
 
@@ -240,7 +241,7 @@ def print_training(metrics: dict, folder: Path):
     data = load_config(TrainConfig, folder / "train.json").data
     print(f"""
 Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:
-  miniclip eval {folder} --data {data!r} --json    the figures again, for a script
+  miniclip eval {quote(str(folder))} --data {quote(data)} --json    the figures again, for scripts
   make train PRESET=flickr8k-20min    20 minutes for the best recipe here""")
 
 
@@ -326,7 +327,8 @@ MODEL_HELP = "a run's folder, a file of weights or a Hub id"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """→ exit code: 0, 1 for a run that diverged, 2 for bad input, 130 for a stop by Ctrl-C."""
+    """→ exit code: 0, 1 for a run that diverged, 2 for bad input, 130 for a stop by Ctrl-C, 141 for
+    a reader that closed the pipe."""
     arguments = build_parser().parse_args(argv)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.py has its own limit
     sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a sign shows another
@@ -336,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except BrokenPipeError:  # `| head` has seen enough; what is left must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         print(f"miniclip {arguments.command}: {one_line(error)}", file=sys.stderr)
         return 2

@@ -15,6 +15,15 @@ def setting(default, help):
     return field(default=default, metadata={"help": help})
 
 
+def check(config, *rules):
+    """ValueError for a setting that breaks a rule: (its name, or several, what fits, what to say).
+    """
+    for names, fits, rule in rules:
+        for name in names.split():
+            if not fits(value := getattr(config, name)):
+                raise ValueError(f"{name} is {value!r}; {rule}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a CLIP. The defaults are OpenAI's ViT-B/32.
@@ -40,27 +49,21 @@ class ModelConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "stem", tuple(self.stem))  # JSON has only lists
-        if self.pool not in ("cls", "mean"):
-            raise ValueError(f"pool is {self.pool!r}; it must be 'cls' or 'mean'")
-        for name in ("embed_dim", "image_size", "patch_size", "vision_width", "vision_heads",
-                     "text_width", "text_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if any(channels < 1 for channels in self.stem):
-            raise ValueError(f"stem is {self.stem}; its channels must be at least 1")
+        check(
+            self, ("pool", lambda x: x in ("cls", "mean"), "it must be 'cls' or 'mean'"),
+            ("embed_dim image_size patch_size vision_width vision_heads text_width text_heads",
+             lambda x: x >= 1, "it must be at least 1"),
+            ("stem", lambda x: min(x, default=1) >= 1, "its channels must be at least 1"),
+            ("vision_layers text_layers", lambda x: x >= 0, "it must not be negative"),
+            ("context_length", lambda x: x >= 3, "start, one token and end need at least 3"))
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
                 raise ValueError(f"{tower}_width {width} is no multiple of {tower}_heads {heads}")
-            if getattr(self, f"{tower}_layers") < 0:
-                raise ValueError(f"{tower}_layers is negative; it must be 0 or more")
         if self.image_size % self.patch_size or self.patch_size % self.stride:
             raise ValueError(
                 f"patch_size {self.patch_size} must divide image_size {self.image_size} and be a "
                 f"multiple of {self.stride}, the stride of {len(self.stem)} stem convolutions")
-        if self.context_length < 3:
-            raise ValueError(f"context_length is {self.context_length}; start, one token and end "
-                             "need at least 3")
 
     @property
     def stride(self) -> int:
@@ -97,17 +100,14 @@ class TrainConfig:
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"no model {self.model!r}; there are {', '.join(MODELS)}")
-        for names, fits, rule in (
-                ("steps eval_every", lambda x: x >= 1, "it must be at least 1"),
-                ("batch_size", lambda x: x >= 2, "contrast needs at least 2 pairs"),
-                ("learning_rate muon_learning_rate weight_decay warmup limit seed",
-                 lambda x: x >= 0, "it must not be negative"),
-                ("clip_norm", lambda x: x > 0, "it must be positive"),
-                ("crop", lambda x: 0 < x <= 1, "it is a share of the area, in (0, 1]"),
-                ("jitter word_dropout", lambda x: 0 <= x < 1, "it must be in [0, 1)")):
-            for name in names.split():
-                if not fits(getattr(self, name)):
-                    raise ValueError(f"{name} is {getattr(self, name)}; {rule}")
+        check(
+            self, ("steps eval_every", lambda x: x >= 1, "it must be at least 1"),
+            ("batch_size", lambda x: x >= 2, "contrast needs at least 2 pairs"),
+            ("learning_rate muon_learning_rate weight_decay warmup limit seed", lambda x: x >= 0,
+             "it must not be negative"),
+            ("clip_norm", lambda x: x > 0, "it must be positive"),
+            ("crop", lambda x: 0 < x <= 1, "it is a share of the area, in (0, 1]"),
+            ("jitter word_dropout", lambda x: 0 <= x < 1, "it must be in [0, 1)"))
 
 
 TINY = ModelConfig(  # 16 image tokens: small enough for a laptop

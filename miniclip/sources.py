@@ -197,7 +197,7 @@ def folder_rows(root: Path, split: str):
         raise unknown_split(split, str(root), splits)
     for name in splits[split]:
         paths = (root / folder / name for folder in IMAGE_FOLDERS)
-        yield name, next((p for p in paths if p.is_file()), None), captions.get(name, [])
+        yield name, next(filter(os.path.isfile, paths), None), captions.get(name, [])
 
 
 def read_text(file: Path) -> str:

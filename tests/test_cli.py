@@ -140,6 +140,7 @@ def test_train_refuses_bad_settings(tmp_path, capsys, arguments, message):
 
 
 def test_a_run_that_can_not_begin_moves_no_older_one(run, capsys):
+    save_config(TrainConfig(), run / "train.json")
     refused(capsys, "train", "--run", run, "--data", "/no/such/folder")
     refused(capsys, "train", "--run", run, "--data", "shapes", "--batch-size", "4096")
     assert (run / "model.safetensors").is_file() and not run.with_name("run.1").exists()
@@ -182,10 +183,10 @@ def test_an_older_run_is_set_aside(tmp_path, capsys):
     folder = tmp_path / "run"
     for number in (1, 2):
         checkpoint.make_folder(folder)
-        (folder / "config.json").write_text(str(number))
+        (folder / "train.json").write_text(str(number))
         checkpoint.make_folder(folder)
         assert not any(folder.iterdir())
-        assert (tmp_path / f"run.{number}/config.json").read_text() == str(number)
+        assert (tmp_path / f"run.{number}/train.json").read_text() == str(number)
         assert f"run was there already; it is now {folder}.{number}\n" in capsys.readouterr().err
 
 
@@ -198,7 +199,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(run, tmp_path):
     os.close(nobody)
     done = subprocess.run(command, stdout=end, stderr=subprocess.PIPE, text=True)
     os.close(end)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (141, "")
     done = subprocess.run(command, capture_output=True, text=True,
                           env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and "???" in done.stdout and "dog" in done.stdout
@@ -372,7 +373,8 @@ def test_a_plot_that_can_not_be_written_costs_no_figures(run, photographs, capsy
     ask = ["classify", f"{photographs}/0.jpg", "--labels", "dog", "--model", str(run)]
     assert main([*ask, "--plot", f"{folder}/none/c.png"]) == 2
     told = capsys.readouterr()
-    assert "100.0 %" in told.out and "No such file or directory" in told.err
+    assert "100.0 %" in told.out and told.err == (
+        f"miniclip classify: {folder}/none is no folder: nothing can be written there\n")
 
 
 def test_errors_of_the_libraries_below_are_one_line(monkeypatch, capsys, run, tmp_path):

@@ -43,6 +43,11 @@ def test_parquet_shards_as_the_hub_has_them(folder):
     check_pairs(load(folder, "dev"), [8, 9])
 
 
+def test_a_name_longer_than_a_disk_allows_is_missing(folder):
+    files(captions__csv=TABLE + "a" * 300 + ".jpg,a dog\n")(folder)
+    assert load(folder, "all").summary == "3 images, 3 captions; skipped 1: missing"
+
+
 def test_two_names_of_one_split_are_one(folder):
     write_shard(folder / "val-0.parquet", range(3))
     write_shard(folder / "validation-0.parquet", range(3, 5))
