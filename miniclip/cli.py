@@ -21,7 +21,7 @@ from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_conf
 from miniclip.data import load_pairs
 from miniclip.evaluate import TEMPLATES, classify, labelled_images, retrieval, zero_shot_report
 from miniclip.search import DEFAULT_MODEL, find, index, search
-from miniclip.sources import Source, one_line
+from miniclip.sources import HubUnreachable, Source, one_line, read_text
 from miniclip.train import Diverged, pick_device, train
 
 DRAWN = 100  # images in a sheet, at most
@@ -99,8 +99,12 @@ def run_eval(arguments):
     if arguments.names or arguments.plot or arguments.template:
         raise ValueError("--names, --plot and --template belong to --zero-shot")
     model, tokenizer, transform = loaded
-    pairs = load_pairs(Source.find(arguments.data), arguments.split or "validation",
-                       transform.size, arguments.limit)
+    source, split = Source.find(arguments.data), arguments.split or "validation"
+    try:
+        pairs = load_pairs(source, split, transform.size, arguments.limit)
+    except HubUnreachable as error:
+        raise ValueError(f"{source.where} on the Hub is out of reach ({error}); --data names other "
+                         "pairs") from error
     metrics = retrieval(model, tokenizer, pairs)
     if not as_json(arguments, metrics):
         print(f"{pairs.name}: {pairs.summary}")
@@ -112,7 +116,7 @@ def run_zero_shot(arguments, loaded):
     if arguments.limit < 0:
         raise ValueError(f"limit is {arguments.limit}; it must not be negative")
     try:
-        renamed = json.loads(read_file(arguments.names)) if arguments.names else {}
+        renamed = json.loads(read_text(Path(arguments.names))) if arguments.names else {}
         if not all(isinstance(name, str) for name in renamed.values()):
             raise TypeError
     except (json.JSONDecodeError, AttributeError, TypeError):
@@ -144,7 +148,7 @@ def run_classify(arguments):
     """miniclip classify: how likely each label is, image by image."""
     labels = arguments.labels.split(",")
     if arguments.labels.startswith("@"):
-        labels = read_file(arguments.labels[1:]).splitlines()
+        labels = read_text(Path(arguments.labels[1:])).splitlines()
     labels = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
     if not labels:
         raise ValueError("give at least one label, such as --labels dog,cat")
@@ -161,14 +165,6 @@ def run_classify(arguments):
         plots.classified_sheet(arguments.image[:DRAWN], labels, chances, arguments.plot)
         if len(arguments.image) > DRAWN:
             print(f"{arguments.plot} shows the first {DRAWN} images", file=sys.stderr)
-
-
-def read_file(path: str) -> str:
-    """A text file as people write them: UTF-8, perhaps with a byte order mark."""
-    try:
-        return Path(path).read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text in UTF-8") from None
 
 
 def run_index(arguments):

@@ -201,6 +201,7 @@ def folder_rows(root: Path, split: str):
 
 
 def read_text(file: Path) -> str:
+    """A text file as people write them: UTF-8, perhaps with a byte order mark."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -109,6 +109,7 @@ def test_a_broken_run_is_named(run, capsys, breakage, message):
     (["--data", "/no/such/folder"], "no such folder"),
     (["--data", "no such"], "no such folder"),
     (["--data", "shapes", "--split", "tset"], "found: "),
+    (["--data", "some/set"], "some/set on the Hub is out of reach (ConnectError: "),
     (["--data", "shapes", "--limit", "-1"], "limit is -1; it must not be negative"),
 ])
 def test_eval_refuses_bad_data(run, capsys, arguments, message):
@@ -404,7 +405,7 @@ def test_labels_with_a_byte_order_mark(run, photographs, capsys, tmp_path):
     (tmp_path / "l.txt").write_text("dog\ncat\n", "utf-8-sig")
     assert {line.split()[-1] for line in printed(capsys, *ask).splitlines()[1:]} == {"dog", "cat"}
     (tmp_path / "l.txt").write_text("dog\ncat\n", "utf-16")
-    assert "l.txt is no text in UTF-8" in refused(capsys, *ask)
+    assert "l.txt is not UTF-8 text" in refused(capsys, *ask)
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, folder):
