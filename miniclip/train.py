@@ -184,8 +184,9 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
 
     model_config: the model's shape (default: the one that config.model names). resume: go on from
     `folder`'s last saved step; config and model_config must then be those of the folder.
-    Stopped by Ctrl-C, it saves and raises KeyboardInterrupt. Raises ValueError for input that
-    cannot be trained on, Diverged when the loss is no longer finite.
+    An older run in `folder` is moved aside. Stopped by Ctrl-C, it saves and raises
+    KeyboardInterrupt. Raises ValueError for input that cannot be trained on and for a folder that
+    holds anything but a run, Diverged when the loss is no longer finite.
     """
     folder, device = Path(folder).resolve(), pick_device(device)
     if device.type == "cpu":  # for fast_math; named after CUDA, but it counts on a CPU too
