@@ -2,6 +2,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 PRESET ?= flickr8k-5min
+RECORDS ?= miniclip/results
 ARGS   ?=
 
 KERNEL_TESTS := tests/test_clip_loss.py tests/test_kernel_parity.py tests/test_mutants.py \
@@ -41,9 +42,10 @@ train-tiny: $(READY)  ## train on 2,000 photographs of Flickr8k in minutes, into
 train: $(READY)  ## train on all of Flickr8k (or shapes), into runs/PRESET; PRESET=flickr8k-5min
 	$(BIN)miniclip train --preset $(PRESET) $(ARGS)
 
-record:  ## keep the figures of runs/PRESET in miniclip/results/, where figures draws from them
-	cp runs/$(PRESET)/metrics.json miniclip/results/$(PRESET).json
-	cp runs/$(PRESET)/metrics.jsonl miniclip/results/$(PRESET).jsonl
+record:  ## keep the figures of runs/PRESET in RECORDS=miniclip/results, where figures draws from them
+	mkdir -p $(RECORDS)
+	cp runs/$(PRESET)/metrics.json $(RECORDS)/$(PRESET).json
+	cp runs/$(PRESET)/metrics.jsonl $(RECORDS)/$(PRESET).jsonl
 
 figures: $(READY)  ## draw every picture again: README's, benchmarks' and lessons'
 	$(BIN)python -m miniclip.plots

@@ -3,15 +3,17 @@
     model.safetensors   the best weights so far          config.json     the model's shape
     state.pt            the last step, to resume from    train.json      the run's settings
     tokenizer.json      merges and context length        metrics.jsonl   figures, step by step
+    lock                held by the process that writes
 
 Whoever is killed in the middle of a write leaves the file as it was before.
 """
 
+import fcntl
 import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -63,14 +65,26 @@ def load_state(folder: Path) -> dict:
         raise ValueError(f"{folder / 'state.pt'} is damaged: {type(error).__name__}") from error
 
 
+@contextmanager
+def one_writer(folder: Path, command: str):
+    """One process at a time writes to a run or an index; ValueError if another one does."""
+    with open(folder / "lock", "w") as lock:
+        try:  # not flock, which processes that decode would inherit, and keep for a while
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another `miniclip {command}` is writing to {folder}") from None
+        yield
+
+
 def make_folder(folder: Path):
     """A new run's. An older run of its name is moved, never overwritten; nothing else is touched.
 
-    ValueError if what has the name is no run.
+    ValueError if what has the name is no run, or one that is training.
     """
     if (folder / "train.json").is_file():
         names = (folder.with_name(f"{folder.name}.{n}") for n in range(1, 10**6))
-        moved = folder.rename(next(name for name in names if not name.exists()))
+        with one_writer(folder, "train"):
+            moved = folder.rename(next(name for name in names if not name.exists()))
         print(f"{folder} was there already; it is now {moved}", file=sys.stderr)
     elif folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is there already, and is no run; name another --run")

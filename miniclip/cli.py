@@ -21,7 +21,7 @@ from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_conf
 from miniclip.data import load_pairs
 from miniclip.evaluate import TEMPLATES, classify, labelled_images, retrieval, zero_shot_report
 from miniclip.search import DEFAULT_MODEL, find, index, search
-from miniclip.sources import HubUnreachable, Source, one_line, read_text
+from miniclip.sources import Source, one_line, read_text
 from miniclip.train import Diverged, pick_device, train
 
 DRAWN = 100  # images in a sheet, at most
@@ -99,12 +99,8 @@ def run_eval(arguments):
     if arguments.names or arguments.plot or arguments.template:
         raise ValueError("--names, --plot and --template belong to --zero-shot")
     model, tokenizer, transform = loaded
-    source, split = Source.find(arguments.data), arguments.split or "validation"
-    try:
-        pairs = load_pairs(source, split, transform.size, arguments.limit)
-    except HubUnreachable as error:
-        raise ValueError(f"{source.where} on the Hub is out of reach ({error}); --data names other "
-                         "pairs") from error
+    pairs = load_pairs(Source.find(arguments.data), arguments.split or "validation", transform.size,
+                       arguments.limit)
     metrics = retrieval(model, tokenizer, pairs)
     if not as_json(arguments, metrics):
         print(f"{pairs.name}: {pairs.summary}")

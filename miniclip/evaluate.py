@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from miniclip import shapes
 from miniclip.data import Pairs, decode, fit, normalize
-from miniclip.sources import SPLIT_NAMES, HubUnreachable, Source, check_hub, one_line, unknown_split
+from miniclip.sources import SPLIT_NAMES, Source, check_hub, telling, unknown_split
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {}", "a {}")
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
@@ -231,25 +230,12 @@ def labelled_images(where: str, split: str | None = None, renamed: dict[str, str
     return iter(rows), [(renamed or {}).get(label, label.replace("_", " ")) for label in labels]
 
 
-@contextmanager
-def telling(source: Source):
-    """The many kinds of errors below `datasets`, as one: the Hub's files are refused, or broke off.
-    """
-    try:
-        yield
-    except (ValueError, HubUnreachable):
-        raise
-    except Exception as error:
-        raise HubUnreachable(f"{source.where} on the Hub: {type(error).__name__}: "
-                             f"{one_line(error)}") from error
-
-
 def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
     """`labelled_images` of a Hub set: its first columns of type Image and ClassLabel, streamed."""
     import datasets  # takes a second; only those who need it wait
 
     check_hub(source)
-    with telling(source):
+    with telling(source, split or "test"):
         splits = datasets.load_dataset(source.where, streaming=True)
     split = next((name for name in splits if SPLIT_NAMES.get(name, name) == split), split)
     split = split or next((name for name in ("test", "validation") if name in splits), "test")
@@ -266,7 +252,7 @@ def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
     table = table.cast_column(image, datasets.Image(decode=False))  # one broken image is not fatal
 
     def rows():
-        with telling(source):
+        with telling(source, split):
             for row in table:
                 yield (row[image] or {}).get("bytes"), row[label]
 

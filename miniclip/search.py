@@ -11,7 +11,6 @@ whole: whoever is killed keeps what was embedded. A photograph that was moved is
 content, so its vector stays; that and a removal change paths.jsonl alone, replaced in one step.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -28,12 +27,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from miniclip import pretrained
-from miniclip.checkpoint import read_rows, write_text
+from miniclip.checkpoint import one_writer, read_rows, write_text
 from miniclip.data import cache_folder, decode
 from miniclip.evaluate import IMAGE_SUFFIXES, check_finite, embed_images, embed_texts, read_image
 from miniclip.train import bf16_is_fast, pick_device
 
 NAME = ".miniclip"  # of an index, in the folder that it tells of
+FILES = ("lock", "paths.jsonl", "vectors.npy", "search.png")  # of an index, beside index.json
 LAST = "last-index"  # in the cache: the index that a search means which names none
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 BATCH = 64  # images embedded, and kept, at once
@@ -145,6 +145,8 @@ def fingerprint(model) -> str:
 
 def load_model(source: str, meta: dict, device: str, quick_gelu: bool | None):
     """→ (model, tokenizer, transform), hash of its weights; ValueError if meta has another hash."""
+    if source == meta.get("model") and os.path.isabs(source) and not os.path.exists(source):
+        raise ValueError(f"{source}, the index's model, is gone; say where it is with --model")
     loaded = pretrained.load(source, pick_device(device), quick_gelu)
     weights = fingerprint(loaded[0])
     check_weights(meta, weights, source)
@@ -166,7 +168,8 @@ def index(folder, model: str | None = None, out=None, device: str = "auto",
     model, quick_gelu: as `pretrained.load` takes them; later calls remember both. out: where the
     index lies (default folder/.miniclip). Stopped or killed, the next call goes on. Returns
     {"index", "photographs", "embedded", "moved", "removed", "unreadable": [[path, reason], …]}.
-    ValueError for a folder without images, and for an index of other weights or another folder.
+    ValueError for a folder without images, for an index of other weights or another folder, and for
+    an `out` that is something else.
     """
     root = Path(folder).expanduser().resolve()
     if not root.is_dir():
@@ -182,17 +185,16 @@ def index(folder, model: str | None = None, out=None, device: str = "auto",
     home = ".." if root == out.parent else str(root)  # a folder may move with the index in it
     if meta.get("root", home) != home:
         raise ValueError(f"{out} is the index of {meta['root']}; name another --out")
+    if not meta and out.is_dir() and any(
+            path.name not in FILES and path.name[0] != "." for path in out.iterdir()):
+        raise ValueError(f"{out} is there already, and is no index; name another --out")
     source = model or meta.get("model", DEFAULT_MODEL)
     quick_gelu = meta.get("quick_gelu") if quick_gelu is None else quick_gelu
     (net, _, transform), weights = load_model(source, meta, device, quick_gelu)
     if Path(source).expanduser().exists():
         source = str(Path(source).expanduser().resolve())
     out.mkdir(exist_ok=True)
-    with open(out / "lock", "w") as lock:
-        try:  # not flock, which the decoding processes would inherit, and keep for a while
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another `miniclip index` is writing to {out}") from None
+    with one_writer(out, "index"):
         made = (out / "index.json").exists()  # perhaps by another call, while the model loaded
         meta, rows, _ = read_index(out) if made else (meta, [], None)
         check_weights(meta, weights, source)

@@ -12,6 +12,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ IMAGE_FOLDERS = ("", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset"
 
 
 class HubUnreachable(ConnectionError):
-    """The Hugging Face Hub did not answer; the message says why."""
+    """The Hugging Face Hub did not answer; the message says what was asked for, and why."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,22 @@ def shapes_rows(split: str):
         yield f"scene {i}", images[i], captions[i]
 
 
-def table_rows(source: Source, split: str):
-    """`read_table`, with the errors of the libraries below it told in one line."""
+def unreachable(where: str, error: Exception) -> HubUnreachable:
+    return HubUnreachable(f"{where} on the Hub is out of reach ({type(error).__name__}: "
+                          f"{one_line(error)}); --data shapes, or a folder, needs no Hub")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def telling(source: Source, split: str):
+    """The many kinds of errors of the libraries that read tables: ValueError or HubUnreachable."""
     import pyarrow
 
     try:
-        yield from read_table(source, split)
+        yield
     except pyarrow.ArrowException as error:  # Arrow says what is wrong, but not where
         raise ValueError(f"{source.where}, {split}, can't be read: {one_line(error)}") from error
     except (ValueError, HubUnreachable):
@@ -108,11 +119,13 @@ def table_rows(source: Source, split: str):
     except Exception as error:  # the Hub answered, but its files are refused or broke off
         if source.kind != "hub":
             raise
-        raise HubUnreachable(f"{type(error).__name__}: {one_line(error)}") from error
+        raise unreachable(source.where, error) from error
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def table_rows(source: Source, split: str):
+    """`read_table`, its errors told in one line."""
+    with telling(source, split):
+        yield from read_table(source, split)
 
 
 def read_table(source: Source, split: str):
@@ -159,16 +172,15 @@ def check_hub(source: Source):
     ValueError if someone asked for a data set that isn't there; of the default, which nobody asked
     for, a proxy's 403 only means that the Hub is out of reach.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi, errors
 
     try:
         HfApi().dataset_info(source.where, timeout=10)
     except Exception as error:  # any transport's own error; the reason is told, never swallowed
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
         if source.explicit and status in (401, 403, 404):
             raise ValueError(f"the Hub has no public data set {source.where!r}") from error
-        raise HubUnreachable(f"{type(error).__name__}: {one_line(error)}") from error
+        raise unreachable(source.where, error) from error
 
 
 def folder_rows(root: Path, split: str):

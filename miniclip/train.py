@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,14 +65,11 @@ def bf16_is_fast(device: torch.device) -> bool:
 @contextmanager
 def fast_math(device: torch.device):
     """The forward pass in bfloat16 where that is fast, and attention as the device likes it."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device)):
-        if device.type == "cpu":
-            # On sequences this short, PyTorch's flash attention for CPUs takes four times as long
-            # in bfloat16 as plain matrix products: half of a training step.
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        else:
-            yield
+    # On sequences this short, PyTorch's flash attention for CPUs takes four times as long in
+    # bfloat16 as plain matrix products: half of a training step.
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device)), attention:
+        yield
 
 
 class Muon(torch.optim.Muon):
@@ -130,27 +127,24 @@ def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
 
     What nobody asked for by name may be replaced, with a clear word; never in the middle of a run.
     """
-    source = Source.find(config.data or None)
-    size = model_config.image_size
-
-    def both(source):
-        return (load_pairs(source, "train", size, config.limit),
-                load_pairs(source, "validation", size))
-
-    config = replace(config, data=source.where)  # to resume from wherever, whatever is set then
-    try:  # captions of scenes say left and right: never mirrored
-        return *both(source), replace(config, flip=config.flip and source.kind != "shapes")
+    source, size = Source.find(config.data or None), model_config.image_size
+    try:
+        pairs = load_pairs(source, "train", size, config.limit)
+        held_out = load_pairs(source, "validation", size)
     except HubUnreachable as error:
         if source.explicit or resume:
-            raise ValueError(f"the Hub data set {source.where} is out of reach: {error}") from error
-        print(NO_HUB.format(where=source.where, error=error), file=sys.stderr)
-        config = replace(config, data="shapes", flip=False, crop=1.0, jitter=0.0)
-        return *both(Source.find("shapes")), config
+            raise
+        print(NO_HUB.format(error=error), file=sys.stderr)
+        config = replace(config, data="shapes", crop=1.0, jitter=0.0)
+        return prepare_data(config, model_config, resume)
+    flip = config.flip and source.kind != "shapes"  # captions of scenes say left and right
+    # Where the data are, to resume from wherever, whatever is set then.
+    return pairs, held_out, replace(config, data=source.where, flip=flip)
 
 
 NO_HUB = """
-Flickr8k ({where} on the Hugging Face Hub) is out of reach:
-    {error}
+Flickr8k can't be had: {error}.
+
 Training goes on with `shapes`, the built-in generated scenes, neither cropped, mirrored nor tinted:
 their captions name places and colours. Figures for photographs need photographs. To get Flickr8k:
 come back with a network and run the same command, or put its parquet files, or its images with
@@ -186,7 +180,8 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     `folder`'s last saved step; config and model_config must then be those of the folder.
     An older run in `folder` is moved aside. Stopped by Ctrl-C, it saves and raises
     KeyboardInterrupt. Raises ValueError for input that cannot be trained on and for a folder that
-    holds anything but a run, Diverged when the loss is no longer finite.
+    holds anything but a run, HubUnreachable for named data that the Hub does not give, Diverged
+    when the loss is no longer finite.
     """
     folder, device = Path(folder).resolve(), pick_device(device)
     if device.type == "cpu":  # for fast_math; named after CUDA, but it counts on a CPU too
@@ -201,22 +196,24 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     model = CLIP(model_config).init_weights(generator).to(device)
     optimizers = build_optimizers(model, config)
     progress = {"step": 0, "best": -1.0, "best_step": 0, "seconds": 0.0}
-    if resume:
-        state = checkpoint.load_state(folder)
-        model.load_state_dict(state["model"])
-        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        progress = state["progress"]
-        for name in ("metrics.jsonl", "similarity.jsonl"):
-            checkpoint.rewind_rows(folder / name, progress["step"])
-    else:
+    if not resume:
         checkpoint.make_folder(folder)
-        save_config(model_config, folder / "config.json")
-        save_config(config, folder / "train.json")
-        tokenizer.save(folder / "tokenizer.json")
-    run = Run(folder, config, model, tokenizer, held_out, optimizers, progress)
-    run.loop(batches, device)
-    return run.finish(pairs, device)
+    with checkpoint.one_writer(folder, "train"):
+        if resume:
+            state = checkpoint.load_state(folder)
+            model.load_state_dict(state["model"])
+            for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+            progress = state["progress"]
+            for name in ("metrics.jsonl", "similarity.jsonl"):
+                checkpoint.rewind_rows(folder / name, progress["step"])
+        else:
+            save_config(model_config, folder / "config.json")
+            save_config(config, folder / "train.json")
+            tokenizer.save(folder / "tokenizer.json")
+        run = Run(folder, config, model, tokenizer, held_out, optimizers, progress)
+        run.loop(batches, device)
+        return run.finish(pairs, device)
 
 
 class Run:

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,23 @@ def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache for one test."""
     monkeypatch.setenv("MINICLIP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def another_writer():
+    """With it another process writes to a folder: it has locked the folder's file `lock`."""
+    code = ("import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); "
+            "print(flush=True); input()")
+
+    @contextmanager
+    def writing_to(folder):
+        with subprocess.Popen([sys.executable, "-c", code, str(folder / "lock")],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            other.stdout.readline()
+            yield
+            other.communicate("\n")
+
+    return writing_to
 
 
 @pytest.fixture

@@ -161,5 +161,16 @@ def test_the_readmes_figures_are_the_recorded_ones(path):
         assert f"{figure:.1f}" in rows[0], f"{path.name} says {figure:.1f}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "miniclip" / "results").glob("*/*.json")),
+                         ids=lambda p: f"{p.parent.name}, {p.stem}")
+def test_what_the_readme_says_of_other_machines_is_recorded(path):
+    paragraph = next(p for p in (ROOT / "README.md").read_text().split("\n\n")
+                     if f"(miniclip/results/{path.parent.name})" in p)
+    metrics = json.loads(path.read_text())
+    recall = " / ".join(f"{metrics[w]['R@10']:.1f}" for w in ("image_to_text", "text_to_image"))
+    for figure in (recall, f"{metrics['training']['seconds'] / 60:.1f}"):
+        assert figure in " ".join(paragraph.split()), f"{path} says {figure}"
+
+
 def test_every_preset_is_recorded():
     assert {path.stem for path in RESULTS} == set(PRESETS)

@@ -248,7 +248,7 @@ def test_a_hub_that_breaks_off(hub, monkeypatch):
 
     monkeypatch.setattr(datasets.IterableDataset, "__iter__", lambda self: broken())
     rows, _ = labelled_images("some/set")
-    with pytest.raises(ConnectionError, match="some/set on the Hub: RuntimeError: Dataset scripts"):
+    with pytest.raises(ConnectionError, match="some/set .*RuntimeError: Dataset scripts"):
         list(rows)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -328,17 +329,12 @@ def test_kill_and_go_on(folder, cache, run, tmp_path):
     check_same(kept(folder / ".miniclip"), fresh(folder, run, tmp_path))
 
 
-def test_two_at_once_are_refused(photographs, run):
+def test_two_at_once_are_refused(photographs, run, another_writer):
     search.index(photographs, run)
-    code = ("import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); "
-            "print(flush=True); input()")
-    with subprocess.Popen([sys.executable, "-c", code, str(photographs / ".miniclip/lock")],
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        other.stdout.readline()
+    with another_writer(photographs / ".miniclip"):
         with pytest.raises(ValueError, match="another `miniclip index` is writing to"):
             search.index(photographs)
         assert len(search.search("a dog", where=photographs)) == 9  # who only reads, may
-        other.communicate("\n")
     assert counts(search.index(photographs)) == (12, 0, 0, 0)
 
 
@@ -411,8 +407,10 @@ def test_a_model_that_moved(photographs, tmp_path):
     mine = write_run(tmp_path / "mine")
     search.index(photographs, mine)
     moved = mine.rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match="mine"):
-        search.search("a dog", where=photographs)
+    for call in (partial(search.search, "a dog", where=photographs),
+                 partial(search.index, photographs)):
+        with pytest.raises(ValueError, match=f"^{mine}, the index's model, is gone; .*--model"):
+            call()
     first = search.search("a dog", where=photographs, model=moved)
     search.index(photographs, moved)  # which remembers it
     assert search.search("a dog", where=photographs) == first
@@ -465,6 +463,19 @@ def test_an_index_is_of_one_folder(photographs, run, tmp_path):
         search.index(tmp_path / "others", run, out)
     found = search.search("a dog", where=out)
     assert all(Path(path).is_file() for _, path in found) and len(found) == 9
+
+
+def test_an_index_is_not_put_among_other_files(photographs, run, tmp_path):
+    """Its names are plain ones: somebody may have a vectors.npy of his own."""
+    (tmp_path / "out").mkdir()
+    for name in ("vectors.npy", "notes.txt"):
+        (tmp_path / "out" / name).write_text(name)
+    with pytest.raises(ValueError, match="out is there already, and is no index; name another"):
+        search.index(photographs, run, tmp_path / "out")
+    assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir()} == {
+        "vectors.npy": "vectors.npy", "notes.txt": "notes.txt"}
+    (tmp_path / "empty").mkdir()  # as good as none
+    assert counts(search.index(photographs, run, tmp_path / "empty")) == (12, 12, 0, 0)
 
 
 def test_which_index_is_meant(photographs, run, tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, every_step):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"model.safetensors", "config.json", "train.json", "tokenizer.json", "state.pt",
                      "metrics.jsonl", "metrics.json", "similarity.jsonl", "curves.png",
-                     "similarity.png", "retrieval.png", "zero_shot.png"}
+                     "similarity.png", "retrieval.png", "zero_shot.png", "lock"}
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
     rows = losses(tmp_path / "run")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
@@ -210,6 +210,22 @@ def test_a_damaged_run_is_not_resumed(tmp_path, capsys, file, content):
     assert (folder / "metrics.jsonl").read_bytes() == kept
 
 
+def test_two_at_once_are_refused(tmp_path, another_writer):
+    """The second would move the first one's folder away, or take its last lines back."""
+    folder = tmp_path / "run"
+    train(CONFIG, MODEL, folder, device="cpu")
+    model = load_config(type(MODEL), folder / "config.json")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    message = f"another `miniclip train` is writing to {folder}"
+    with another_writer(folder):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=message):
+                train(replace(CONFIG, steps=9), model, folder, device="cpu", resume=resume)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+    train(CONFIG, model, folder, device="cpu", resume=True)
+
+
 def test_a_run_knows_its_data_whatever_is_set_later(tmp_path, monkeypatch):
     monkeypatch.setenv("MINICLIP_DATA", "shapes")
     train(replace(CONFIG, data="", steps=2), MODEL, tmp_path / "run", device="cpu")
@@ -315,6 +331,6 @@ def test_without_the_hub_it_says_so_and_trains_on_shapes(tmp_path, monkeypatch, 
     used = json.loads((tmp_path / "run/train.json").read_text())
     assert used["data"] == "shapes"
     assert not used["flip"] and used["crop"] == 1 and used["jitter"] == 0  # captions name places
-    with pytest.raises(ValueError, match="out of reach"):  # asked for by name: an error
+    with pytest.raises(sources.HubUnreachable):  # asked for by name: an error
         train(replace(CONFIG, data="jxie/flickr8k"), MODEL, tmp_path / "named", device="cpu")
     assert not (tmp_path / "named").exists()
