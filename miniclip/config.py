@@ -1,7 +1,7 @@
 """Every setting of a model and of a training run, in two blocks that a reader can see whole.
 
 `ModelConfig` describes any CLIP, from a tiny one that trains in minutes on a laptop to OpenAI's
-four published Vision Transformers (Radford et al. 2021, arXiv 2103.00020, Table 19 and 20).
+four published Vision Transformers (Radford et al. 2021, arXiv 2103.00020, Table 20).
 `TrainConfig` describes one training run. `MODELS` and `PRESETS` name the ones we use.
 """
 
@@ -90,9 +90,9 @@ class TrainConfig:
     weight_decay: float = setting(0.1, "on matrices; never on gains, biases, embeddings, scale")
     warmup: int = setting(100, "steps of linear warm-up; a cosine to zero follows")
     clip_norm: float = setting(1.0, "longest gradient, as a norm over all parameters")
-    crop: float = setting(0.6, "smallest share of the area in a random resized crop; 1: no crop")
+    crop: float = setting(0.6, "smallest share of the area in a random crop, about; 1: no crop")
     flip: bool = setting(True, "mirror half of the images; never scenes, whose captions say left")
-    jitter: float = setting(0.2, "largest relative change of brightness, contrast, saturation")
+    jitter: float = setting(0.2, "largest change of contrast, saturation, and brightness (in std)")
     word_dropout: float = setting(0.0, "chance of each caption token to be left out")
     eval_every: int = setting(200, "steps between two evaluations on the validation split")
     seed: int = setting(0, "of everything random: weights, order, captions, augmentation")

@@ -148,8 +148,7 @@ def _marks(name, side, wide) -> np.ndarray:
         "checked": ((x // 4 + y // 4) % 2 > 0) & (np.maximum(x % 4, y % 4) < 3.4),
         "zigzag": (y + np.abs(x % 8 - 4)) % 7 < 2.4,
         "rippled": np.hypot(x - 40, y - 40) % 6 < 2.2,
-        "speckled": noise < 0.3,
-    }
+        "speckled": noise < 0.3}
     return forms.get(name, noise < 0.1)
 
 
@@ -188,8 +187,7 @@ def _palette(rng, item) -> dict[str, tuple[int, int, int]]:
         "mark": tint,
         "shade": _mix(coat, (120, 120, 120) if night else (0, 0, 0), 0.3),
         "line": (215, 215, 215) if night else (40, 36, 36),
-        "second": _mix((30, 30, 34) if sum(coat) > 450 else (250, 250, 250), coat, 0.2),
-    }
+        "second": _mix((30, 30, 34) if sum(coat) > 450 else (250, 250, 250), coat, 0.2)}
 
 
 def _outlines(rng, item, side) -> list[tuple[str, list[float]]]:

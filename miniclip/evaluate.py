@@ -20,8 +20,8 @@ from miniclip.data import Pairs, decode, fit, normalize
 from miniclip.sources import SPLIT_NAMES, Source, check_hub, telling, unknown_split
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {}", "a {}")
-IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-                  ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
+                  ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 DRAWN_CLASSES = 1000  # at most, in a confusion picture
 CHUNK_FLOATS = 2**24  # similarities at once: 128 MiB in float64, whatever the number of images
 
@@ -32,10 +32,9 @@ def embed_images(model, images: np.ndarray, batch_size: int = 250) -> torch.Tens
 
     Also where the model computes in bfloat16, the norm is taken in float32.
     """
-    device = model.logit_scale.device
     batches = (images[i:i + batch_size] for i in range(0, len(images), batch_size))
-    features = [model.encode_image(normalize(b).to(device)).float().cpu() for b in batches]
-    return F.normalize(torch.cat(features), dim=-1)
+    parts = [model.encode_image(normalize(b).to(model.logit_scale)).float().cpu() for b in batches]
+    return F.normalize(torch.cat(parts), dim=-1)
 
 
 @torch.no_grad()
@@ -46,7 +45,7 @@ def embed_texts(model, tokenizer, texts: list[str], batch_size: int = 500) -> to
                    disable=len(texts) < 20_000)  # so many take minutes
     # What stands behind the longest text's end token can't change a result: leave it out.
     batches = (t[:, : int(t.argmax(1).max()) + 1].to(device) for t in batches)
-    return torch.cat([model.encode_text(t, normalize=True).float().cpu() for t in batches])
+    return F.normalize(torch.cat([model.encode_text(t).float().cpu() for t in batches]), dim=-1)
 
 
 def check_finite(*features: torch.Tensor):
@@ -120,7 +119,7 @@ def class_vectors(model, tokenizer, names: list[str], templates=TEMPLATES) -> to
     Prompt ensembling in the latent space (Radford et al. 2021, section 3.1.4). ValueError without
     a name, and for a template that has no place for it.
     """
-    if not names or not all(name.strip() for name in names):
+    if isinstance(names, str) or not names or not all(map(str.strip, names)):
         raise ValueError("a class needs a name: give at least one label, and no empty one")
     if wrong := [template for template in templates if "{}" not in template]:
         raise ValueError(f"the template {wrong[0]!r} has no {{}}, where the label goes")

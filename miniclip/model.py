@@ -4,8 +4,8 @@
                                                       ├─ both on the unit sphere ─▶ scale · I Tᵀ
     tokens (B, L) ─────── TextTransformer ───▶ (B, D) ┘
 
-In the shapes below B is the batch, T a number of tokens, C a width, H heads, D a width per head;
-only at the very end D is the width of the shared space.
+In the shapes below B is the batch, T a number of tokens, C a width, H heads, D = C / H the width
+of a head; only at the very end D is the width of the shared space.
 """
 
 import math
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
+        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # (B, T, 3, H, D)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, H, T, D)
         return self.out(x.transpose(1, 2).reshape(B, T, C))  # heads side by side again
@@ -126,7 +126,8 @@ class TextTransformer(nn.Module):
         B, L = tokens.shape
         x = self.tokens(tokens) + self.positions[:L]  # (B, L, C)
         x = self.blocks(x)
-        x = x[torch.arange(B, device=x.device), tokens.argmax(dim=1)]  # (B, C)
+        # Where the largest id of each text stands, that is, its end-of-text token: (B, C).
+        x = x[torch.arange(B, device=x.device), tokens.argmax(dim=1)]
         return self.norm_final(x) @ self.projection  # (B, D)
 
 
@@ -146,7 +147,11 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> "CLIP":
-        """Draw every weight from `generator`, with the standard deviations of openai/CLIP."""
+        """Draw every weight from `generator`.
+
+        Both towers as openai/CLIP draws its text tower (`initialize_parameters`), convolutions
+        as He et al. 2015 (arXiv 1502.01852, section 2.2).
+        """
         normal = lambda tensor, std: tensor.normal_(0, std, generator=generator)  # noqa: E731
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # keeps the variance through a GELU

@@ -10,12 +10,10 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure  # not pyplot: a notebook keeps its own backend
 from PIL import Image, ImageOps
-
-matplotlib.use("Agg")  # files only; no window, no display
-from matplotlib import pyplot as plt
 
 from miniclip import shapes
 from miniclip.checkpoint import read_rows, write_atomically
@@ -26,7 +24,10 @@ BLUE, ORANGE, GREEN, RED, GRAY = "#3566a8", "#d9822b", "#3a8f4d", "#c23b3b", "#8
 STYLE = {
     "figure.facecolor": "white", "figure.dpi": 120, "font.size": 9, "axes.titlesize": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "axes.axisbelow": True, "legend.frameon": False, "figure.constrained_layout.use": True}
+    "axes.axisbelow": True, "legend.frameon": False, "figure.constrained_layout.use": True,
+    "svg.hashsalt": "miniclip"}
+METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None},
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
 QUERIES, FOUND = 6, 6  # rows and columns of a retrieval sheet
 EVERYDAY = ("dog", "man", "woman", "child", "crowd of people", "bicycle", "car", "ball", "beach",
             "snowy mountain", "swimming pool", "grassy field", "city street", "horse")
@@ -35,25 +36,22 @@ EVERYDAY = ("dog", "man", "woman", "child", "crowd of people", "bicycle", "car",
 def save(figure, path):
     """Whole or not at all; no date, no version inside: the same figure gives the same bytes."""
     kind = Path(path).suffix[1:].lower() or "png"
-    metadata = {"metadata": {"Software": None}} if kind == "png" else {}
+    options = {"format": kind, "metadata": METADATA.get(kind)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks
-        write_atomically(Path(path), lambda new: figure.savefig(new, format=kind, **metadata))
+        write_atomically(Path(path), lambda new: figure.savefig(new, **options))
 
 
 @contextmanager
-def drawing(path, rows: int = 1, columns: int = 1, grid: bool = True, **options):
+def drawing(path, rows: int = 1, columns: int = 1, grid: bool = True, figsize=None, **options):
     """`with drawing("figures/x.png", 1, 2, figsize=(8, 3)) as axes:`, saved when the block ends.
 
-    options: those of plt.subplots. Gives one Axes, or an array of them.
+    options: those of Figure.subplots. Gives one Axes, or an array of them.
     """
-    with plt.rc_context(STYLE | {"axes.grid": grid}):
-        figure, axes = plt.subplots(rows, columns, **options)
-        try:
-            yield axes
-            save(figure, path)
-        finally:
-            plt.close(figure)
+    with rc_context(STYLE | {"axes.grid": grid}):
+        figure = Figure(figsize)
+        yield figure.subplots(rows, columns, **options)
+        save(figure, path)
 
 
 def mark(axis, height: float, label: str):
@@ -75,7 +73,7 @@ def training_curves(rows: list[dict], batch_size: int, images: int, path: Path):
                                   ("text_to_image", ORANGE, "text → image")):
             right.plot([r["step"] for r in tests], [r[way]["R@10"] for r in tests], "o-",
                        color=color, ms=3, lw=1.2, label=label)
-        mark(right, 1000 / images, "chance")
+        mark(right, min(100, 1000 / images), "chance")
         right.set(title=f"R@10 on {images:,} images never trained on, %", xlabel="step",
                   ylim=(0, None))
         right.legend(loc="lower right", bbox_to_anchor=(1, 0.1))

@@ -58,7 +58,8 @@ TELLING = ("vision.class_token", "vision.patches.weight", "vision.positions", "v
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors",
            "open_clip_pytorch_model.bin")
-SETTINGS = ("config.json", "open_clip_config.json", "preprocessor_config.json")
+SETTINGS = ("config.json", "open_clip_config.json", "preprocessor_config.json",
+            "processor_config.json")  # the last is transformers 5's
 FORMATS = ("openai", "open_clip", "hf")
 MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz")
 QUICK_GELU = {  # of well-known models on the Hub; of others their settings say it
@@ -68,7 +69,8 @@ QUICK_GELU = {  # of well-known models on the Hub; of others their settings say 
 OPEN_CLIP_KNOWN = {"image_size", "patch_size", "layers", "width", "heads", "head_width",
                    "context_length", "vocab_size", "patch_dropout", "hf_tokenizer_name"}
 PIXELS = {"image_mean": list(MEAN), "image_std": list(STD), "mean": list(MEAN), "std": list(STD),
-          "resample": 3, "interpolation": "bicubic", "resize_mode": "shortest"}  # 3 is bicubic
+          "resample": 3, "interpolation": "bicubic", "resize_mode": "shortest",  # 3 is bicubic
+          "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True}
 
 
 # ------------------------------------------------------------------------------- names
@@ -217,9 +219,9 @@ def read_settings(folder: Path) -> dict:
     ValueError for what this model does not have: another activation, pixels normalised otherwise.
     """
     try:
-        hf, open_clip, pixels = (json.loads(path.read_text()) if path.is_file() else {}
+        hf, open_clip, pixels, v5 = (json.loads(path.read_text()) if path.is_file() else {}
                                  for path in (folder / name for name in SETTINGS))
-        pixels |= open_clip.get("preprocess_cfg", {})
+        pixels |= v5.get("image_processor", {}) | open_clip.get("preprocess_cfg", {})
         wrong = [name for name in PIXELS if pixels.get(name, PIXELS[name]) != PIXELS[name]]
         known, kinds = {}, set()
         if "vision_config" in hf:

@@ -295,7 +295,8 @@ def nearest(vectors: np.ndarray, query: torch.Tensor, k: int, gone=()) -> list[t
 
     Every row is looked at. BLAS sums a row in an order that depends on where it stands, so the
     best hundred are multiplied once more, all in the same order, in float32: equal photographs
-    get equal scores, and stand in the order of their rows. gone: rows to leave out.
+    get equal scores, and stand in the order of their rows (of more than a hundred equal ones, any
+    hundred). gone: rows to leave out.
     """
     vectors = torch.from_numpy(vectors)
     scores = scan(vectors, query)
@@ -324,7 +325,7 @@ def search(text: str | None = None, image=None, k: int = 9, where=None, model: s
         raise ValueError(f"{folder} holds no photographs yet; run `miniclip index` again")
     (net, tokenizer, transform), _ = load_model(
         model or meta["model"], meta, device, meta["quick_gelu"])
-    query = embed_texts(net, tokenizer, [text]) if text else embed_images(
+    query = embed_texts(net, tokenizer, [text]) if not image else embed_images(
         net, read_image(image, transform.size)[None])
     check_finite(query)
     root = Path(os.path.normpath(folder / meta["root"]))

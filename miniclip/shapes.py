@@ -103,8 +103,7 @@ def _placed(rng, objects, relation) -> tuple[Object, ...]:
     tilt = 5 if thing else 12  # a square turned by 45 degrees would be a diamond
     return tuple(
         replace(o, x=x, y=y, radius=r, turn=between(rng, -tilt, tilt), mirror=rng.random() < 0.5)
-        for o, (x, y), r in zip(objects, spots, radii, strict=True)
-    )
+        for o, (x, y), r in zip(objects, spots, radii, strict=True))
 
 
 def _object(rng, kind, colour=None, sizes=SIZES) -> Object:

@@ -44,7 +44,7 @@ class Source:
 
         'shapes', then an existing path, else a Hub id; ValueError for anything else.
         """
-        text = data or os.environ.get("MINICLIP_DATA")
+        text = str(data or os.environ.get("MINICLIP_DATA") or "")
         if not text:
             return cls("hub", HUB_DEFAULT, explicit=False)
         path = Path(text).expanduser()
@@ -67,7 +67,8 @@ class Source:
         if self.kind == "hub":
             return self.where
         folders = [p for name in IMAGE_FOLDERS if (p := Path(self.where) / name).is_dir()]
-        paths = sorted({p for folder in folders for p in folder.rglob("*") if p.is_file()})
+        paths = sorted({p for folder in folders for p in folder.rglob("*")
+                        if p.is_file() and "/." not in str(p)[len(self.where):]})
         return "\n".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
 
     def rows(self, split: str) -> Iterator[tuple[str, object, list[str]]]:

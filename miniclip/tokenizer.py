@@ -11,7 +11,7 @@ Sources: Sennrich et al. 2016 (arXiv 1508.07909, section 3) for BPE on words wit
 Radford et al. 2019 (GPT-2, section 2.2) for bytes as the alphabet; Radford et al. 2021 (CLIP,
 section 2.4) for lower case and start and end tokens; openai/CLIP, `clip/simple_tokenizer.py`, for
 every convention that decides an id. For the same merges the ids here are the ids there, but for one
-choice, made as in open_clip: "<|endoftext|>" written in a text is punctuation and letters, not the
+choice: "<|endoftext|>" written in a text is punctuation and letters, as in open_clip, and not the
 end token, so that no text can end itself early.
 """
 
@@ -37,7 +37,7 @@ CLIP_MERGES = 48_894  # CLIP's file holds more merges than CLIP uses: 49,408 ids
 END_OF_WORD = "</w>"
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 BAD_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
-CACHE_LIMIT = 1 << 17  # chunks of text remembered with their ids: some tens of MB at most
+CACHE_LIMIT = 1 << 17  # chunks of text remembered with their ids: of words, some tens of MB
 
 # A word is the tail of an English contraction, a run of letters, one digit (so that numbers do not
 # fill the vocabulary), or a run of anything else but white space. Texts are lower case by now, but
@@ -78,8 +78,7 @@ def clean_slowly(text: str) -> str:
     if lone := LONE.search(text):
         raise ValueError(
             f"lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}: expected valid "
-            "Unicode; read the text with the right encoding, or with errors='replace'"
-        )
+            "Unicode; read the text with the right encoding, or with errors='replace'")
     text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice: the web has "&amp;lt;" too
     return " ".join(text.split()).lower()
 

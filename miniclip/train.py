@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,14 +75,15 @@ def fast_math(device: torch.device):
 class Muon(torch.optim.Muon):
     """Muon (Jordan et al. 2024) that takes convolutions too.
 
-    It replaces a matrix's momentum by the nearest orthogonal matrix, so that every direction of
-    the update has the same length, the rare ones too. A kernel (out, in, k, k) is a matrix as well:
-    (out, in · k · k), which multiplies patches.
+    It replaces a matrix's momentum by nearly the nearest orthogonal matrix, so that every direction
+    of the update has about the same length, the rare ones too. A kernel (out, in, k, k) is a matrix
+    as well: (out, in · k · k), which multiplies patches. Hence a second parameter for each kernel,
+    over the same numbers in memory, with a matrix's shape and a gradient of its own.
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float):
         self.kernels = [p for p in parameters if p.ndim == 4]
-        self.matrices = [nn.Parameter(p.data.view(len(p), -1)) for p in self.kernels]  # one memory
+        self.matrices = [nn.Parameter(p.data.view(len(p), -1)) for p in self.kernels]
         plain = [p for p in parameters if p.ndim == 2]
         super().__init__([*plain, *self.matrices], lr=lr, weight_decay=weight_decay)
 
@@ -156,8 +157,9 @@ class StopSignal:
     """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
 
     def __enter__(self):
-        self.asked = False
-        self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.asked, self.before = False, {}
+        with suppress(ValueError):  # only the main thread hears signals
+            self.before = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def ask(self, number, frame):
@@ -184,7 +186,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     when the loss is no longer finite.
     """
     folder, device = Path(folder).resolve(), pick_device(device)
-    if device.type == "cpu":  # for fast_math; named after CUDA, but it counts on a CPU too
+    if device.type == "cpu":  # not only CUDA's: attention as fast_math has it stays in bfloat16
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     model_config = model_config or MODELS[config.model]
     pairs, held_out, config = prepare_data(config, model_config, resume)

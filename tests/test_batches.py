@@ -65,6 +65,12 @@ def test_decoding_and_the_transform_agree(tmp_path):
         found = normalize(decode(file, 64)[0][None])[0]
         exact = Transform(64)(Image.open(io.BytesIO(file)))
         assert (found - exact).abs().max() * STD[0] * 255 <= tolerance
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a phone held upright
+    smooth.save(tmp_path / "phone.png", exif=exif)
+    for path in (tmp_path / "phone.png", str(tmp_path / "phone.png")):
+        found = normalize(decode(path, 64)[0][None])[0]
+        torch.testing.assert_close(found, Transform(64)(Image.open(path)), rtol=0, atol=0)
 
 
 def test_normalize_takes_arrays_and_tensors():

@@ -384,3 +384,5 @@ def test_class_vectors_need_names(loaded):
     assert class_vectors(model, tokenizer, ["dog"]).shape == (1, 16)
     with pytest.raises(ValueError, match="at least one label"):
         class_vectors(model, tokenizer, [])
+    with pytest.raises(ValueError, match="at least one label"):
+        class_vectors(model, tokenizer, "dog")  # not d, o and g

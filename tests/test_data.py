@@ -1,6 +1,7 @@
 """Tests of miniclip/data.py: every broken image, the cache, the first n. See test_batches.py."""
 
 import os
+import stat
 import struct
 import subprocess
 import sys
@@ -227,6 +228,22 @@ def test_a_changed_file_in_a_folder_of_ones_own_is_noticed(folder):
     assert load(folder, "all").summary == "2 images, 2 captions; skipped 1: missing"
 
 
+def test_what_is_hidden_in_a_folder_is_no_change(photos, cache):
+    """An index lies in the folder that it tells of, and a desktop leaves files everywhere."""
+    load(photos, "all")
+    for name in (".miniclip/search.png", "Images/.DS_Store"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"new")
+    load(photos, "all")
+    [entry] = cache.iterdir()
+    (photos / "Images/new").touch()  # what can be seen, counts
+    load(photos, "all")
+    assert len(list(cache.iterdir())) == 2
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o777 & ~mask  # others may read what they share
+
+
 def test_a_file_whose_name_is_no_text_does_no_harm(photos):
     Path(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.txt")).touch()
     assert len(load(photos, "all")) == 4
@@ -241,7 +258,7 @@ def test_a_new_shard_is_noticed(folder):
 
 @pytest.mark.parametrize("file, content", [
     ("images.u8", b"too short"), ("images.u8", None), ("meta.json", b'{"captions": [["a'),
-    ("meta.json", b"{}"), ("meta.json", None)])
+    ("meta.json", b"{}"), ("meta.json", b"[]"), ("meta.json", None)])
 def test_a_damaged_cache_is_built_again(photos, cache, file, content):
     whole = load(photos, "all")
     images = np.array(whole.images)

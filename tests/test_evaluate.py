@@ -1,6 +1,7 @@
 """Tests of miniclip/evaluate.py: ranks against brute force, ties, chunks, planted classifiers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from miniclip import evaluate
+from miniclip.config import MODELS
 from miniclip.data import MEAN, STD, Pairs
 from miniclip.evaluate import (
     class_vectors,
@@ -22,6 +24,7 @@ from miniclip.evaluate import (
     shapes_report,
     zero_shot,
 )
+from miniclip.model import CLIP
 
 
 def by_hand(images, texts, owner):
@@ -211,6 +214,24 @@ def test_embedding_keeps_the_order_and_the_batch_size():
     found = embed_texts(model, stub_tokenizer, [str(i) for i in range(33)], batch_size=16)
     torch.testing.assert_close(found, F.normalize(model.texts, dim=1)[:33])
     assert model.sizes == [16, 16, 1] and found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "autocast"])
+def test_features_have_length_1_in_any_precision(dtype):
+    """Norms are taken in float32, whatever the model computes in."""
+    config = replace(MODELS["tiny"], image_size=16, vision_width=48, text_width=48, embed_dim=16)
+    model = CLIP(config).init_weights(torch.Generator().manual_seed(0)).eval()
+    tokens = torch.randint(1, 500, (9, 12), generator=torch.Generator().manual_seed(1))
+    images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), np.uint8)
+    exact = embed_images(model, images), embed_texts(model, lambda texts: tokens, ["a"] * 9)
+    model = model if dtype == "autocast" else model.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
+        found = embed_images(model, images), embed_texts(model, lambda texts: tokens, ["a"] * 9)
+    for features, expected in zip(found, exact):
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(9))
+        torch.testing.assert_close(features, expected, rtol=0, atol=0.03)
+        assert not features.equal(expected)
 
 
 def test_retrieval_gives_the_json_that_others_read():

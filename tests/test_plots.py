@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -102,6 +104,28 @@ def test_curves_show_loss_recall_and_guessing(tmp_path, figures):
     assert chance[1] == [10, 10]  # of 100 images, 10 found by chance: 10 %
     other = twice(tmp_path, lambda path: plots.training_curves(rows[:-1], 64, 100, path))
     assert other != first
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf", "jpg", "webp", "tiff"])
+def test_other_kinds_of_files_have_the_same_bytes_twice(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    for name in "ab":
+        plots.training_curves([row(0, recall=1.0)], 2, 5, tmp_path / f"{name}.{kind}")
+        monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_chance_is_no_more_than_everything(tmp_path, figures):
+    plots.training_curves([row(0, recall=90.0)], 2, 5, tmp_path / "curves.png")
+    assert lines(figures[0].axes[1])[-1][1] == [100, 100]
+
+
+def test_a_notebook_keeps_its_pictures():
+    """Whoever imports miniclip after choosing how figures are shown has chosen."""
+    code = ("import matplotlib; matplotlib.use('svg'); import miniclip, miniclip.cli; "
+            "print(matplotlib.get_backend())")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "svg"
 
 
 @pytest.mark.parametrize("rows", [

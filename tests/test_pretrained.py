@@ -469,6 +469,9 @@ def test_a_folder_of_others_is_no_run(tmp_path):
         "mean": [0.5] * 3, "resize_mode": "squash"}}, "unknown here: mean, resize_mode"),
     ("preprocessor_config.json", {"image_std": [0.5] * 3}, "unknown here: image_std"),
     ("preprocessor_config.json", {"resample": 2}, "unknown here: resample"),
+    ("preprocessor_config.json", {"do_normalize": False}, "unknown here: do_normalize"),
+    ("processor_config.json", {"image_processor": {"image_mean": [0.5] * 3, "do_resize": False}},
+     "unknown here: image_mean, do_resize"),
 ])
 def test_settings_of_what_this_model_is_not(tmp_path, file, settings, words):
     source = write_folder(tmp_path, CLIPS, config=False)

@@ -575,6 +575,13 @@ def test_a_query_leaves_the_threads_as_they_were(monkeypatch):
         torch.set_num_threads(before)
 
 
+def test_no_words_beside_an_image_are_none(photographs, run):
+    search.index(photographs, run)
+    image = str(photographs / "3.png")
+    found = search.search(" ", image, where=photographs)
+    assert found == search.search(None, image, where=photographs) and found[0][1] == image
+
+
 @pytest.mark.parametrize("asked, message", [
     ({}, "one of the two"), ({"text": " "}, "one of the two"),
     ({"text": "a dog", "image": "x.png"}, "one of the two"),

@@ -132,7 +132,7 @@ def test_shapes_before_a_path_before_a_hub_id(tmp_path, monkeypatch):
     Path("me/photos/train.parquet").touch()
     assert Source.find("me/photos").kind == "parquet"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Source.find("~/me/photos") == Source.find("me/photos")
+    assert Source.find("~/me/photos") == Source.find(Path("me/photos"))
 
 
 def test_the_environment_speaks_when_data_does_not(tmp_path, monkeypatch):

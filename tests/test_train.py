@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -208,6 +209,14 @@ def test_a_damaged_run_is_not_resumed(tmp_path, capsys, file, content):
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and str(folder / file) in error[0]
     assert (folder / "metrics.jsonl").read_bytes() == kept
+
+
+def test_it_trains_in_a_thread(tmp_path):
+    """As in a web server, where signals are another's business."""
+    with ThreadPoolExecutor() as pool:
+        metrics = pool.submit(train, replace(CONFIG, seed=2**62), MODEL, tmp_path / "run",
+                              "cpu").result()
+    assert metrics["training"]["steps"] == 6
 
 
 def test_two_at_once_are_refused(tmp_path, another_writer):
