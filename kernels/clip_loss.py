@@ -44,14 +44,17 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     Where they are equal, and it is not the labelled pair, the entry is left out of both
     denominators: another caption of the same image is no wrong answer. One of them stands for both
     if M = N.
-    backend: "triton" and "blocks" (CUDA, or a CPU with TRITON_INTERPRET=1) and "tiled" (any device)
-    never hold the M × N matrix; "dense" is plain PyTorch, "numpy" the float64 reference, and both
-    do. "triton" keeps nothing of it at all, "blocks" no more than 128 MiB at a time in the backward
-    pass, in which it needs fewer products. "hopper" is "blocks" written for GPUs of compute
-    capability 9 (16 bits, D ≤ 512), and not measured yet. "auto": blocks on CUDA, triton there if
-    D ≤ 128 or M·N·D ≤ 2³³ (4,096 pairs of 512 features), else tiled. A backend that is named and
-    can't run raises.
-    Gradients of first order; the same bits for the same input on the same device.
+    backend: "triton" and "blocks" (CUDA, or a CPU with TRITON_INTERPRET=1, which gets bfloat16
+    wrong and is not given any) and "tiled" (any device) never hold the M × N matrix; "dense" is
+    plain PyTorch, "numpy" the float64 reference, and both do. "triton" keeps nothing of it at all,
+    "blocks" no more than 128 MiB at a time in the backward pass, in which it needs fewer products.
+    "hopper" is "blocks" written for GPUs of compute capability 9 (16 bits, D ≤ 512), and not
+    measured yet. "auto": on CUDA from compute capability 8.0 on blocks, triton if D ≤ 128 or
+    M·N·D ≤ 2³³ (4,096 pairs of 512 features); else tiled. A backend that is named and can't run
+    raises.
+    Gradients of first order, of one loss at a time (torch.func and more: "dense"); the same bits
+    for the same input on the same device. For features that are far from unit length, |S| above
+    some 10⁴, "triton" has gradients of few digits; take "blocks" or "tiled".
     Raises ValueError, in one line, for what does not fit.
     """
     check(image_features, text_features, logit_scale, label_offset, direction, backend)
@@ -100,10 +103,11 @@ class ClipLoss(nn.Module):
     With world_size > 1 every process holds M pairs, numbered rank · M onwards, and
     torch.distributed is initialised: each compares its own rows with the columns of all, both ways
     round, and the gradient flows back to the process that a column came from. The mean over the
-    processes is the loss of the whole batch (open_clip's local_loss with gather_with_grad).
+    processes is the loss of the whole batch (open_clip's local_loss with gather_with_grad, the only
+    way here; M is the same everywhere).
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1, backend: str = "auto"):
+    def __init__(self, *, rank: int = 0, world_size: int = 1, backend: str = "auto"):
         super().__init__()
         self.rank, self.world_size, self.backend = rank, world_size, backend
 
@@ -111,13 +115,17 @@ class ClipLoss(nn.Module):
                 output_dict=False):
         """(M, D), (M, D), multiplier → scalar, or {"contrastive_loss": scalar}.
 
-        logit_bias, a number added to every similarity, is what softmax does not see: no effect.
+        logit_bias, a number added to every similarity, is what softmax does not see: no effect, and
+        a gradient of zero, which DistributedDataParallel waits for.
         """
+        logit_scale = logit_scale if logit_bias is None else logit_scale + 0 * logit_bias
         if self.world_size == 1:
             loss = clip_loss(image_features, text_features, logit_scale, backend=self.backend)
         else:
             from torch.distributed.nn.functional import all_gather
 
+            # Before anything travels: whoever fails later leaves the others waiting.
+            check(image_features, text_features, logit_scale, 0, "both", self.backend)
             offset = self.rank * len(image_features)
             every_image, every_text = (
                 torch.cat(all_gather(x.contiguous())) for x in (image_features, text_features))
@@ -166,7 +174,8 @@ forward_operator, backward_operator = (
 
 @forward_operator.register_fake
 def _(I, T, scale, ids, label_offset, both, backend):  # noqa: E741
-    return scale.new_empty(()), scale.new_empty(len(I)), scale.new_empty(len(T) if both else 0)
+    # Not len(I), which would make a number of a size that may change.
+    return tuple(map(scale.new_empty, ((), I.shape[:1], T.shape[:1] if both else 0)))
 
 
 @backward_operator.register_fake
@@ -211,8 +220,7 @@ def run_reference(I, T, scale, labels):  # noqa: E741
     label_offset, both, *ids = labels
     features = [x.detach().double().cpu().numpy() for x in (I, T, scale)]
     ids = [x if x is None else x.cpu().numpy() for x in ids]
-    direction = "both" if both else "rows"
-    found = reference.loss_and_gradients(*features, label_offset, direction, *ids)
+    found = reference.loss_and_gradients(*features, label_offset, DIRECTIONS[not both], *ids)
     return [torch.as_tensor(x) for x in found]
 
 
@@ -230,6 +238,9 @@ def choose(backend, features, N) -> str:
     M, D = features.shape
     if backend == "auto":
         fits = features.is_cuda and HAS_TRITON and features.dtype != torch.float64 and D <= 2048
+        if fits and not torch.compiler.is_compiling():  # a compiler can't ask
+            from miniclip_kernels.triton_loss import architecture
+            fits = architecture(features.device) >= (8, 0)  # the older have too little memory
         few = D <= 128 or M * N * D <= 2**33  # features; or pairs: fewer launches count for more
         return ("triton" if few else "blocks") if fits else "tiled"
     if backend in TRITON:
@@ -268,7 +279,7 @@ def check(I, T, logit_scale, label_offset, direction, backend):  # noqa: E741
     if M > N:
         raise ValueError(f"{M} images need {M} texts at least; got {N}")
     if not isinstance(label_offset, int) or not 0 <= label_offset <= N - M:
-        raise ValueError(f"label_offset must be from 0 to N − M = {N - M}; got {label_offset!r}")
+        raise ValueError(f"label_offset must be an int, 0 to N − M = {N - M}; got {label_offset!r}")
     if I.dtype != T.dtype:
         raise ValueError(f"image_features are {I.dtype}, text_features {T.dtype}: not alike")
     if I.device != T.device:

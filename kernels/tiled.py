@@ -49,7 +49,9 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
         dI[rows].addmm_(G, T[columns].to(G.dtype))
         dT[columns].addmm_(G.T, I[rows].to(G.dtype))
     factor = upstream / (len(I) * (1 + both))
-    ds = factor * torch.linalg.vecdot(dI, I.to(dI.dtype)).sum()  # Σ G ∘ I Tᵀ = Σ_i ⟨(G T)_i, I_i⟩
+    # Σ G ∘ I Tᵀ = Σ_i ⟨(G T)_i, I_i⟩, some rows at a time: vecdot keeps all its products.
+    ds = factor * sum(torch.linalg.vecdot(dI[i:i + TILE], I[i:i + TILE].to(dI.dtype)).sum()
+                      for i in range(0, len(I), TILE))
     return dI.mul_(scale * factor).to(I.dtype), dT.mul_(scale * factor).to(T.dtype), ds
 
 

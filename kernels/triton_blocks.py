@@ -16,8 +16,8 @@ The sums are float32: one for the rows of a block, one for all texts. Why blocks
 square: each addition to a sum is a trip of it to memory and back, so the sums travel N / BLOCK
 times; and a product with BLOCK terms has enough to do for each trip of G (Liger's cross-entropy for
 Hopper keeps 1,024 rows of a vocabulary in this way). Memory beyond inputs and gradients: a block
-and 4D(N + BLOCK) bytes. Below some D the trips of G (6 bytes an entry) last longer than the product
-that they save; `clip_loss.choose` has the limit, an estimate until it is measured.
+and 4D(N + 2 BLOCK) bytes. Below some D the trips of G (6 bytes an entry) last longer than the
+product that they save; `clip_loss.choose` has the limit, an estimate until it is measured.
 
 The forward pass, G's equation and where its precision is are those of `triton_loss`.
 """

@@ -89,8 +89,8 @@ def tiles(dtype, D, architecture):
     bounds them is the 255 registers of a thread: 128 × 256 float32 in 256 threads take half of
     them. 64 × 512 would fit as well, but where one product feeds another Triton gives every warp 16
     rows of its own, and with 64 rows four of the eight warps would do again what the others do.
-    Shared memory stays below the 99 KiB that small GPUs have. gradient and finish, in which rows
-    and columns change their roles, have square tiles, TILE × TILE.
+    Shared memory stays below the 99 KiB that small GPUs have since 8.6. gradient and finish, in
+    which rows and columns change their roles, have square tiles, TILE × TILE.
 
     On Hopper (architecture 9.x, as (9, 0)) sums and block, at 128 registers a thread, leave room
     for a second program on the same multiprocessor: one multiplies while the other takes
@@ -352,8 +352,9 @@ def check(backend, features):
         if not features.is_cuda or architecture(features.device)[0] != 9:
             raise ValueError("backend 'hopper' needs a GPU of compute capability 9 (H100, H200)")
         return
-    if features.dtype == torch.float64:
-        raise ValueError(f"backend {backend!r} takes no float64; tiled, dense and numpy do")
+    # The interpreter multiplies bfloat16 as if its bits were integers.
+    if features.dtype in (torch.float64, torch.bfloat16)[:1 + INTERPRETED]:
+        raise ValueError(f"backend {backend!r} takes no {dtype} here; tiled, dense and numpy do")
     if D > 2048:
         raise ValueError(f"backend {backend!r} takes D up to 2048, not {D}")
     if not features.is_cuda and not INTERPRETED:
@@ -399,7 +400,7 @@ def ragged(rows, height, columns, width):
 
 def aligned(features):
     """These features, or a copy, as a descriptor takes them: each row in a piece, on 16 bytes."""
-    unit = 16 // features.itemsize
+    unit, features = 16 // features.itemsize, features.resolve_neg()
     (N, D), (row, feature) = features.shape, features.stride()
     if feature == 1 and row >= D and row % unit == 0 and features.data_ptr() % 16 == 0:
         return features

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON
 from miniclip_kernels import clip_loss as module
 from miniclip_kernels.clip_loss import ClipLoss, choose, clip_loss
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 EVERY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS, "numpy"])
 BUT_NUMPY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS])
@@ -188,6 +190,16 @@ def test_any_strides(backend):
 
 
 @EVERY
+def test_a_view_with_its_sign_turned(backend):
+    """PyTorch may keep a minus in a tensor's flags, where a kernel does not see it."""
+    images, texts = features(9, 8)
+    turned = torch._neg_view(images.detach())
+    assert turned.is_neg()
+    assert_same(loss_and_gradients(turned, texts, 9.0, backend=backend),
+                loss_and_gradients(-images.detach(), texts, 9.0, backend=backend))
+
+
+@EVERY
 def test_the_same_bits_every_time(backend):
     images, texts = features(70, 9)
     first, second = (loss_and_gradients(images, texts, 30.0, backend=backend) for _ in range(2))
@@ -317,6 +329,20 @@ def test_compiled_in_one_graph(backend):
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("backend", ["auto", "dense", "tiled", TRITON, BLOCKS])
+def test_compiled_once_for_every_batch_size(backend):
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda images, texts: clip_loss(images, texts, 9.0, backend=backend),
+                             backend=counter, fullgraph=True, dynamic=True)
+    for M in range(5, 9):
+        given = features(M, 4)
+        found, expected = ([loss, *torch.autograd.grad(loss, given)] for loss in (
+            compiled(*given), clip_loss(*given, 9.0, backend=backend)))
+        assert_same(found, expected)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("backend", ["tiled", TRITON, BLOCKS, "numpy"])
 @pytest.mark.parametrize("both", [True, False])
 def test_the_operators_are_what_they_say(both, backend):
@@ -346,6 +372,27 @@ def test_what_is_kept_for_the_backward_pass(backend):
         assert 0 < sum(kept) <= (120 + 130) * (3 + 1) + 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiled_makes_nothing_as_large_as_the_features_but_the_gradients(dtype):
+    images, texts = features(700, 600, dtype=dtype)
+    loss = clip_loss(images, texts, 9.0, backend="tiled")
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            found = function(*arguments, **keywords or {})
+            if isinstance(found, torch.Tensor) and found.numel() >= images.numel():
+                made.append(function.name())
+            return found
+
+    with Watch():
+        loss.backward()
+    fresh = [name for name in made if not name.split(".")[0].endswith("_")]
+    casts = [] if dtype == torch.float32 else ["aten::_to_copy"] * 2
+    assert [name.split(".")[0] for name in fresh if "detach" not in name] == [
+        "aten::zeros_like"] * 2 + casts
+
+
 # ------------------------------------------------------------------------------ the choice
 
 
@@ -356,9 +403,12 @@ def test_what_is_kept_for_the_backward_pass(backend):
     (True, torch.float64, 9000, 512, "tiled"),
     (True, torch.bfloat16, 8, 2049, "tiled")])
 def test_auto_is_triton_where_it_runs(cuda, dtype, N, D, expected, monkeypatch):
-    given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(N, D))
+    pytest.importorskip("triton")
+    given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(N, D), device="cuda:0")
     monkeypatch.setattr(module, "HAS_TRITON", True)
-    assert choose("auto", given, N) == expected
+    for capability, found in (((8, 0), expected), ((9, 0), expected), ((7, 5), "tiled")):
+        monkeypatch.setattr("miniclip_kernels.triton_loss.architecture", {"cuda:0": capability}.get)
+        assert choose("auto", given, N) == found
     monkeypatch.setattr(module, "HAS_TRITON", False)
     assert choose("auto", given, N) == "tiled"
 
@@ -382,11 +432,19 @@ def test_a_missing_triton_is_told(backend, monkeypatch):
 def test_triton_tells_what_it_does_not_take(backend):
     for given, message in [
             (torch.eye(3).double(),
-             f"backend '{backend}' takes no float64; tiled, dense and numpy do"),
+             f"backend '{backend}' takes no float64 here; tiled, dense and numpy do"),
             (torch.ones(1, 2049), f"backend '{backend}' takes D up to 2048, not 2049")]:
         with pytest.raises(ValueError) as error:
             clip_loss(given.to(DEVICE), given.to(DEVICE), 10.0, backend=backend)
         assert str(error.value) == message
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU multiplies bfloat16 rightly")
+@pytest.mark.parametrize("backend", [TRITON, BLOCKS])
+def test_the_interpreter_is_not_asked_for_what_it_gets_wrong(backend):
+    with pytest.raises(ValueError, match=f"backend '{backend}' takes no bfloat16 here; tiled"):
+        clip_loss(*features(3, 4, dtype=torch.bfloat16), 10.0, backend=backend)
+    assert clip_loss(*features(3, 4, dtype=torch.bfloat16), 10.0).isfinite()
 
 
 @pytest.mark.parametrize("backend", [TRITON, BLOCKS])
@@ -412,7 +470,7 @@ ONE_NUMBER = "logit_scale must be a float or a tensor of one floating-point numb
 NO_NUMBER = "logit_scale must be a float or a tensor, not "
 DTYPES = "; they must be float32, bfloat16, float16 or float64"
 SHAPES = "image_features must be (M, D) and text_features (N, D); got "
-OFFSET = "label_offset must be from 0 to N − M = 2; got "
+OFFSET = "label_offset must be an int, 0 to N − M = 2; got "
 IDS = " must be a tensor (4,) of int64 or int32 on cpu"
 EMPTY = "nothing to compare: M, N and D must be at least 1; got "
 
@@ -477,6 +535,17 @@ def test_bad_input_is_one_clear_line(arguments, options, message):
 # ------------------------------------------------------------------------------ ClipLoss
 
 
+def test_nothing_travels_before_the_input_is_checked():
+    """No group of processes is here, so that the first collective would fail otherwise."""
+    ours = ClipLoss(rank=1, world_size=2)
+    for images, texts, message in ((X, X[:3], "as many texts as images"),
+                                   (X, X[:, :2], "must be \\(M, D\\)"), (X, X.half(), "not alike")):
+        with pytest.raises(ValueError, match=message):
+            ours(images, texts, 9.0)
+    with pytest.raises(TypeError):
+        ClipLoss(True, True)  # open_clip's first two are others
+
+
 @EVERY
 def test_the_module_is_open_clips(backend):
     """Its formula, written out; called as it is called there."""
@@ -493,6 +562,10 @@ def test_the_module_is_open_clips(backend):
                  ours(image_features=images, text_features=texts, logit_scale=scale,
                       output_dict=True)["contrastive_loss"]):
         assert_same([loss, *torch.autograd.grad(loss, [images, texts, scale])], expected)
+    bias = torch.tensor(-10.0, device=DEVICE, requires_grad=True)
+    loss = ours(images, texts, scale, bias)
+    found = [loss, *torch.autograd.grad(loss, [images, texts, scale, bias])]
+    assert_same(found, [*expected, 0 * bias])
     assert list(ours(images, texts, scale, output_dict=True)) == ["contrastive_loss"]
     assert not list(ours.parameters()) and not ours.state_dict()
 
@@ -514,7 +587,7 @@ def one_process(rank, world_size, folder):
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
     share = slice(rank * 6 // world_size, (rank + 1) * 6 // world_size)
     images, texts = (F.normalize(x[share] @ w) for x, w in zip(inputs, parameters))
-    loss = ClipLoss(rank, world_size)(images, texts, parameters[2])
+    loss = ClipLoss(rank=rank, world_size=world_size)(images, texts, parameters[2])
     loss.backward()
     found = [loss.detach(), *(x.grad for x in parameters)]
     for x in found:
