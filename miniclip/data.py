@@ -87,7 +87,10 @@ def normalize(images: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Transform:
-    """A PIL image of any size and mode → pixels (3, S, S), float32, as the model takes them."""
+    """A PIL image of any size and mode → pixels (3, S, S), float32, as the model takes them.
+
+    Turned as its file says (EXIF), which transformers' processor leaves to its user.
+    """
 
     size: int
 
