@@ -173,6 +173,8 @@ def run_index(arguments):
     print(f"{told['photographs']:,} photographs in {where}: {told['embedded']:,} embedded "
           f"now, {told['moved']:,} moved, {told['removed']:,} removed")
     for path, why in told["unreadable"]:
+        unknown = Path(path).suffix.lower() not in Image.registered_extensions()
+        why += " (it may need: pip install pillow-heif)" * unknown
         print(f"  left out, {why}: {plots.shown_name(path, 10**6)}")
 
 

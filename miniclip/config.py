@@ -131,8 +131,7 @@ MODELS = {
         text_width=768, text_heads=12),
     "ViT-L/14@336px": ModelConfig(
         embed_dim=768, image_size=336, patch_size=14, vision_width=1024, vision_layers=24,
-        vision_heads=16, text_width=768, text_heads=12),
-}
+        vision_heads=16, text_width=768, text_heads=12)}
 
 PRESETS = {  # the photographs' were swept on Flickr8k's validation split, on two cores with AMX
     # What helped most: Muon on every matrix, convolutions included (R@10 +3), 64 tokens instead of
@@ -148,8 +147,7 @@ PRESETS = {  # the photographs' were swept on Flickr8k's validation split, on tw
     # combinations 90 -> 94 %); 70 instead of 45 % of single shapes among the scenes: 94 -> 97 %.
     "shapes": TrainConfig(
         model="micro", data="shapes", steps=1600, learning_rate=2e-3, weight_decay=0.3, crop=1.0,
-        flip=False, jitter=0.0, eval_every=400),
-}
+        flip=False, jitter=0.0, eval_every=400)}
 
 
 def save_config(config, path: Path):

@@ -111,8 +111,7 @@ PARTS = {
     "crescent": [("coat", np.append(_RIM[5:28] + 0.1, 0.85 * _RIM[24:7:-1] + 0.58))],
 } | {
     kind: [_part(text) for text in parts.split(";")]
-    for kind, parts in (line.split(":") for line in _DRAWN.replace("\n  ", " ").strip().split("\n"))
-}
+    for kind, parts in (row.split(":") for row in _DRAWN.replace("\n  ", " ").strip().split("\n"))}
 
 
 # --- Chance

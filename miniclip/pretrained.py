@@ -48,8 +48,7 @@ NAMES = (
     (".attention.out.", ".attn.out_proj.", ".self_attn.out_proj."),
     (".norm2.", ".ln_2.", ".layer_norm2."),
     (".mlp.0.", ".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.2.", ".mlp.c_proj.", ".mlp.fc2."),
-)
+    (".mlp.2.", ".mlp.c_proj.", ".mlp.fc2."))
 IGNORED = {  # numbers and buffers that follow from the shape, in older files
     "input_resolution", "context_length", "vocab_size", "attn_mask",
     "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}

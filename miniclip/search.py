@@ -32,6 +32,11 @@ from miniclip.data import cache_folder, decode
 from miniclip.evaluate import IMAGE_SUFFIXES, check_finite, embed_images, embed_texts, read_image
 from miniclip.train import bf16_is_fast, pick_device
 
+with suppress(ImportError):  # an extra; Pillow then opens HEIC, as phones write it
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
 NAME = ".miniclip"  # of an index, in the folder that it tells of
 FILES = ("lock", "paths.jsonl", "vectors.npy", "search.png")  # of an index, beside index.json
 LAST = "last-index"  # in the cache: the index that a search means which names none
@@ -195,8 +200,8 @@ def index(folder, model: str | None = None, out=None, device: str = "auto",
         source = str(Path(source).expanduser().resolve())
     out.mkdir(exist_ok=True)
     with one_writer(out, "index"):
-        made = (out / "index.json").exists()  # perhaps by another call, while the model loaded
-        meta, rows, _ = read_index(out) if made else (meta, [], None)
+        # Perhaps another call has begun one, while the model loaded.
+        meta, rows, _ = read_index(out) if (out / "index.json").exists() else (meta, [], None)
         check_weights(meta, weights, source)
         for row in rows:  # what is locked now is not gone
             if any(f"{row['path']}/".startswith(f"{path}/") and row["path"] for path, _ in locked):

@@ -235,6 +235,31 @@ def test_many_are_decoded_in_processes(photographs, run, tmp_path, monkeypatch):
     assert list(kept(photographs / ".miniclip")) == list(expected)
 
 
+def test_what_phones_write(photographs, run):
+    """HEIC is read where the extra is installed, the right way up; else the extra is named."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[:, :40, 0] = pixels[:, 40:, 2] = 250  # left red, right blue
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright: the sensor's left is up
+    Image.fromarray(pixels).save(photographs / "IMG_1.HEIC", exif=exif.tobytes())
+    (photographs / "IMG_2.HEIC").write_bytes(b"no picture")
+    told = search.index(photographs, run)
+    assert counts(told) == (13, 13, 0, 0) and told["unreadable"] == [["IMG_2.HEIC", "unreadable"]]
+    upright, _ = decode(photographs / "IMG_1.HEIC", 32)
+    assert upright[2, :, 0].min() > 150 and upright[-3, :, 2].min() > 150
+    code = ("import sys; sys.modules['pillow_heif'] = None; from miniclip.cli import main; "
+            "sys.exit(main(sys.argv[1:]))")
+    for command, hint in (([sys.executable, "-c", code], " (it may need: pip install pillow-heif)"),
+                          ([sys.executable, "-m", "miniclip.cli"], "")):
+        shutil.rmtree(photographs / ".miniclip")
+        ran = subprocess.run([*command, "index", str(photographs), "--model", str(run)],
+                             capture_output=True, text=True, check=True)
+        assert f"  left out, unreadable{hint}: IMG_2.HEIC\n" in ran.stdout
+        assert ("IMG_1.HEIC" in ran.stdout) == bool(hint)
+
+
 def test_names_that_are_no_text(photographs, run):
     """Linux has names that are no UTF-8; a line break is legal everywhere."""
     write_photograph(photographs / "new\nline \u2028 \u00e9.png", 30)
