@@ -34,8 +34,8 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     """Cross-entropy of every image among all texts, and of every text among all images → scalar.
 
     image_features (M, D), text_features (N, D): float32, bfloat16, float16 (or float64, not for
-    "triton" and "blocks"), same dtype and device; any strides. Column i + label_offset belongs to
-    row i.
+    "triton", "blocks" and "hopper"), same dtype and device; any strides. Column i + label_offset
+    belongs to row i.
     logit_scale: the multiplier itself, a positive float or a scalar tensor, which receives its
     gradient. The scalar is float32 (float64 for float64), computed so under autocast too.
     direction: "both" (M = N, offset 0), or "rows": images among texts only, M ≤ N, as for a GPU's
@@ -45,9 +45,9 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     denominators: another caption of the same image is no wrong answer. One of them stands for both
     if M = N.
     backend: "triton" and "blocks" (CUDA, or a CPU with TRITON_INTERPRET=1, which gets bfloat16
-    wrong and is not given any) and "tiled" (any device) never hold the M × N matrix; "dense" is
-    plain PyTorch, "numpy" the float64 reference, and both do. "triton" keeps nothing of it at all,
-    "blocks" no more than 128 MiB at a time in the backward pass, in which it needs fewer products.
+    wrong and is not given any) and "tiled" (any device) never hold the M × N matrix whole; "dense"
+    is plain PyTorch, "numpy" the float64 reference, and both do. "triton" keeps nothing of it at
+    all, "blocks" at most 128 MiB at a time in the backward pass, which needs fewer products.
     "hopper" is "blocks" written for GPUs of compute capability 9 (16 bits, D ≤ 512), and not
     measured yet. "auto": on CUDA from compute capability 8.0 on blocks, triton if D ≤ 128 or
     M·N·D ≤ 2³³ (4,096 pairs of 512 features); else tiled. A backend that is named and can't run

@@ -7,8 +7,8 @@ and forgotten. Two passes over the tiles:
     backward   G = P + Q − 2δ from S, r and c;  dI += G T,  dT += Gᵀ I               3 products
 
 (P, Q and δ as in `reference`; with direction "rows" G = P − δ.) That is 4 matrix products where
-plain PyTorch needs 3, and still faster: what plain PyTorch loses is a dozen trips of M × N numbers
-to memory and back.
+plain PyTorch needs 3, and from some two thousand pairs on still faster: what plain PyTorch loses is
+a dozen trips of M × N numbers to memory and back.
 """
 
 import torch

@@ -80,13 +80,13 @@ class ModelConfig:
 class TrainConfig:
     """One training run. Lengths are in steps, never in minutes, so that a run can be repeated."""
 
-    model: str = setting("tiny", "a name in config.MODELS")
+    model: str = setting("tiny", "micro, tiny, small, ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px")
     data: str = setting("", "shapes, a folder or a Hub id (empty: $MINICLIP_DATA, else Flickr8k)")
     limit: int = setting(0, "train on the first so many images of the split (0: all)")
     steps: int = setting(1000, "optimiser steps, fixed in advance: the schedule needs to know")
     batch_size: int = setting(128, "pairs in a batch, N: each sees N-1 negatives")
-    learning_rate: float = setting(1e-3, "AdamW's peak rate, for all the rest")
-    muon_learning_rate: float = setting(0.02, "Muon's peak rate, for every matrix; 0: AdamW")
+    learning_rate: float = setting(1e-3, "AdamW's peak rate: gains, biases, embeddings, scale")
+    muon_learning_rate: float = setting(0.02, "Muon's peak rate, for every matrix; 0: AdamW's")
     weight_decay: float = setting(0.1, "on matrices; never on gains, biases, embeddings, scale")
     warmup: int = setting(100, "steps of linear warm-up; a cosine to zero follows")
     clip_norm: float = setting(1.0, "longest gradient, as a norm over all parameters")
