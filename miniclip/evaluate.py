@@ -20,8 +20,8 @@ from miniclip.data import Pairs, decode, fit, normalize
 from miniclip.sources import SPLIT_NAMES, Source, check_hub, telling, unknown_split
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {}", "a {}")
-IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
-                  ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {*(".avif .bmp .gif .heic .heif .hif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm "
+                    ".png .ppm .tga .tif .tiff .webp").split()}
 DRAWN_CLASSES = 1000  # at most, in a confusion picture
 CHUNK_FLOATS = 2**24  # similarities at once: 128 MiB in float64, whatever the number of images
 
@@ -184,7 +184,7 @@ def classify(images, labels: list[str], loaded, templates=TEMPLATES) -> torch.Te
     ValueError for an image that can't be opened, no or empty labels, a template without {}.
     """
     model, tokenizer, transform = loaded
-    pixels = np.stack([read_image(path, transform.size) for path in images])
+    pixels = np.stack([*ThreadPoolExecutor().map(lambda x: read_image(x, transform.size), images)])
     classes = class_vectors(model, tokenizer, labels, templates)
     features = embed_images(model, pixels)
     scores = model.logit_scale.exp().item() * features @ classes.T  # (N, C)

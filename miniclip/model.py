@@ -114,7 +114,9 @@ class TextTransformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         width = config.text_width
-        self.tokens = nn.Embedding(config.vocab_size, width)
+        # Empty, since init_weights or a file fills it: what nn.Embedding draws by itself takes half
+        # a second of every command that loads a model. False: it is trained, too.
+        self.tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, width), False)
         self.positions = nn.Parameter(torch.empty(config.context_length, width))
         self.blocks = nn.Sequential(*[
             Block(width, config.text_heads, True, config.quick_gelu)

@@ -191,6 +191,13 @@ def test_an_older_run_is_set_aside(tmp_path, capsys):
         assert f"run was there already; it is now {folder}.{number}\n" in capsys.readouterr().err
 
 
+def test_loading_a_model_loads_no_compiler(run):
+    """torch._dynamo takes half a second, and came with the way PyTorch fills an embedding."""
+    code = ("import sys, miniclip.cli; miniclip.load(sys.argv[1]); "
+            "sys.exit('torch._dynamo' in sys.modules)")
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True)
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(run, tmp_path):
     """`| head` closes the pipe; a terminal without █ shows another sign."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")

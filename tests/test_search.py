@@ -245,8 +245,9 @@ def test_what_phones_write(photographs, run):
     exif[0x0112] = 6  # held upright: the sensor's left is up
     Image.fromarray(pixels).save(photographs / "IMG_1.HEIC", exif=exif.tobytes())
     (photographs / "IMG_2.HEIC").write_bytes(b"no picture")
+    shutil.copy(photographs / "IMG_1.HEIC", photographs / "IMG_3.HIF")
     told = search.index(photographs, run)
-    assert counts(told) == (13, 13, 0, 0) and told["unreadable"] == [["IMG_2.HEIC", "unreadable"]]
+    assert counts(told) == (14, 14, 0, 0) and told["unreadable"] == [["IMG_2.HEIC", "unreadable"]]
     upright, _ = decode(photographs / "IMG_1.HEIC", 32)
     assert upright[2, :, 0].min() > 150 and upright[-3, :, 2].min() > 150
     code = ("import sys; sys.modules['pillow_heif'] = None; from miniclip.cli import main; "
