@@ -128,7 +128,7 @@ class TextTransformer(nn.Module):
         B, L = tokens.shape
         x = self.tokens(tokens) + self.positions[:L]  # (B, L, C)
         x = self.blocks(x)
-        # Where the largest id of each text stands, that is, its end-of-text token: (B, C).
+        # (B, C), read where the largest id of each text stands: its end-of-text token.
         x = x[torch.arange(B, device=x.device), tokens.argmax(dim=1)]
         return self.norm_final(x) @ self.projection  # (B, D)
 
