@@ -10,8 +10,9 @@ message that is the hint. WRONG names the mistakes that people really make:
 import importlib.util
 import sys
 import traceback
+from functools import wraps
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 
 HERE = Path(__file__).parent
 
@@ -33,8 +34,21 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def returning(name: str, function):
+    """The same function, which says so if it ends without `return`."""
+    @wraps(function)
+    def wrapper(*arguments, **options):
+        found = function(*arguments, **options)
+        assert found is not None, f"{name} returns nothing: does it end with `return`?"
+        return found
+    return wrapper
+
+
 def results(checks: ModuleType, answer) -> list[tuple[str, str]]:
-    """[(what is checked, hint or "")] in the order of the file."""
+    """[(what is checked, hint or "")] in the order of the file. answer: the exercise's module."""
+    answer = SimpleNamespace(**{
+        name: returning(name, value) if isinstance(value, FunctionType) else value
+        for name, value in vars(answer).items()})
     rows = []
     for name, check in list(vars(checks).items()):
         if name.startswith("check_"):
@@ -46,9 +60,11 @@ def results(checks: ModuleType, answer) -> list[tuple[str, str]]:
             except AssertionError as error:
                 hint = str(error)
             except Exception as error:  # the learner's own code may raise anything
-                line = traceback.extract_tb(error.__traceback__)[-1]
-                hint = (f"{type(error).__name__}: {error} "
-                        f"({Path(line.filename).name}, line {line.lineno})")
+                own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                       if frame.filename == answer.__file__]
+                where = f"line {own[-1]}" if own else (
+                    "in the check, which can't use what came back: is it of the right type?")
+                hint = f"{type(error).__name__}: {error} ({where})"
             rows.append((" ".join(check.__doc__.split()), hint))
     return rows
 

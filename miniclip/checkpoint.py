@@ -69,8 +69,8 @@ def load_state(folder: Path) -> dict:
 def one_writer(folder: Path, command: str):
     """One process at a time writes to a run or an index; ValueError if another one does."""
     with open(folder / "lock", "w") as lock:
-        try:  # not flock, which processes that decode would inherit, and keep for a while
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:  # not lockf, by which threads of one process would not keep each other out
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another `miniclip {command}` is writing to {folder}") from None
         yield

@@ -97,8 +97,7 @@ def show(axis, image: np.ndarray, frame: str | None = None):
     """One thumbnail, framed in a colour or not at all."""
     axis.imshow(image)
     axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(visible=frame is not None, color=frame, linewidth=3)
+    axis.spines[:].set(visible=frame is not None, color=frame, linewidth=3)
 
 
 def retrieval_sheet(model, tokenizer, pairs: Pairs, path: Path):

@@ -23,13 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from miniclip import pretrained
+from miniclip import evaluate, pretrained
 from miniclip.checkpoint import one_writer, read_rows, write_text
 from miniclip.data import cache_folder, decode
-from miniclip.evaluate import IMAGE_SUFFIXES, check_finite, embed_images, embed_texts, read_image
+from miniclip.evaluate import IMAGE_SUFFIXES, check_finite, embed_images, embed_texts
 from miniclip.train import bf16_is_fast, pick_device
 
 with suppress(ImportError):  # an extra; Pillow then opens HEIC, as phones write it
@@ -88,8 +87,7 @@ def reconcile(rows: list[dict], files: dict[str, list[int]], root: Path):
         row = None
         with suppress(OSError):  # what can't be read is told of later
             if files[path][0] in sizes:
-                content = (root / path).read_bytes()
-                row = lost.pop(hashlib.sha256(content).hexdigest(), None)
+                row = lost.pop(hashlib.sha256((root / path).read_bytes()).hexdigest(), None)
         if row:
             moved += row["path"] != path  # else it was only touched
             row.update(path=path, stat=files[path])
@@ -102,17 +100,15 @@ def reconcile(rows: list[dict], files: dict[str, list[int]], root: Path):
     return new, moved, removed
 
 
-def decode_files(root: Path, size: int, files: list[tuple[str, list[int]]]) -> list:
+def decode_file(root: Path, size: int, file: tuple[str, list[int]]) -> tuple:
     """(path, [size, mtime_ns]) → (line of paths.jsonl, uint8 (S, S, 3) or None, what is wrong)."""
-    found = []
-    for path, known in files:
-        try:
-            data = (root / path).read_bytes()
-            row = {"path": path, "stat": known, "sha256": hashlib.sha256(data).hexdigest()}
-            found.append((row, *decode(data, size)))
-        except OSError as error:
-            found.append(({"path": path}, None, error.strerror))
-    return found
+    path, known = file
+    try:
+        data = (root / path).read_bytes()
+    except OSError as error:
+        return {"path": path}, None, error.strerror
+    row = {"path": path, "stat": known, "sha256": hashlib.sha256(data).hexdigest()}
+    return row, *decode(data, size)
 
 
 # ------------------------------------------------------------------------------- the index
@@ -208,15 +204,14 @@ def index(folder, model: str | None = None, out=None, device: str = "auto",
                 files[row["path"]] = row["stat"]
         new, moved, removed = reconcile(rows, files, root)
         write_text(out / "paths.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        width = net.config.embed_dim
-        write_vectors(out / "vectors.npy", np.empty((0, width), np.float16), len(rows))
         meta = {"model": source, "weights": weights, "quick_gelu": quick_gelu, "root": home,
-                "width": width}
+                "width": net.config.embed_dim}
+        write_vectors(out / "vectors.npy", np.empty((0, meta["width"]), np.float16), len(rows))
         write_text(out / "index.json", json.dumps(meta, indent=2) + "\n")
         with suppress(OSError):  # a convenience: a search can name its index
             cache_folder().mkdir(parents=True, exist_ok=True)
             write_text(cache_folder() / LAST, str(out))
-        failed = embed_new(net, partial(decode_files, root, transform.size),
+        failed = embed_new(net, partial(decode_file, root, transform.size),
                            [(path, files[path]) for path in new], out, len(rows))
     there = sum(row["path"] is not None for row in rows) + len(new) - len(failed)
     return {"index": str(out), "photographs": there, "embedded": len(new) - len(failed),
@@ -239,16 +234,14 @@ def write_vectors(path: Path, vectors: np.ndarray, start: int):
 
 
 def embed_new(model, decoder, files: list, out: Path, count: int) -> list[list[str]]:
-    """Decode in several processes, embed in batches, append each → [path, reason] of what failed.
+    """Decode in threads, embed in batches, append each → [path, reason] of what failed.
 
     In bfloat16 where that is fast, with PyTorch's own choice of attention: without gradients it is
     the fastest (train.fast_math has another). count: rows that are there already.
     """
     failed, device = [], model.logit_scale.device
-    workers = min(os.cpu_count() or 1, 8) if len(files) > 2 * BATCH else 0  # few need no processes
-    loader = DataLoader(files, BATCH, num_workers=workers, collate_fn=decoder)
     with tqdm(total=len(files), unit="image", disable=not files, dynamic_ncols=True) as bar:
-        for batch in loader:
+        for batch in evaluate.in_threads(decoder, iter(files), BATCH):
             rows = [row for row, pixels, _ in batch if pixels is not None]
             failed += [[row["path"], why] for row, pixels, why in batch if pixels is None]
             if rows:
@@ -331,7 +324,7 @@ def search(text: str | None = None, image=None, k: int = 9, where=None, model: s
     (net, tokenizer, transform), _ = load_model(
         model or meta["model"], meta, device, meta["quick_gelu"])
     query = embed_texts(net, tokenizer, [text]) if not image else embed_images(
-        net, read_image(image, transform.size)[None])
+        net, evaluate.read_image(image, transform.size)[None])
     check_finite(query)
     root = Path(os.path.normpath(folder / meta["root"]))
     return [(score, str(root / rows[i]["path"]))

@@ -58,7 +58,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def another_writer():
     """With it another process writes to a folder: it has locked the folder's file `lock`."""
-    code = ("import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); "
+    code = ("import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); "
             "print(flush=True); input()")
 
     @contextmanager

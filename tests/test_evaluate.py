@@ -1,6 +1,8 @@
 """Tests of miniclip/evaluate.py: ranks against brute force, ties, chunks, planted classifiers."""
 
 import json
+import os
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -260,6 +262,35 @@ def test_a_diverged_model_is_not_given_figures():
     pairs = Pairs(gray_images(range(40)), [[str(i)] for i in range(40)], "planted", "")
     with pytest.raises(ValueError, match="diverged"):
         retrieval(model, stub_tokenizer, pairs)
+
+
+def test_threads_have_the_next_while_the_caller_has_these():
+    """In order, every item once, never more than two portions ahead; a stop leaves none waiting."""
+    done, began = [], threading.Event()
+
+    def double(x):
+        done.append(x)
+        if x == 3:
+            began.set()
+        return 2 * x
+
+    portions = evaluate.in_threads(double, iter(range(8)), 3)
+    assert next(portions) == [0, 2, 4]
+    assert began.wait(30) and max(done) <= 5  # 3 to 5 come without being asked for
+    assert [*portions] == [[6, 8, 10], [12, 14]] and sorted(done) == [*range(8)]
+    assert [*evaluate.in_threads(double, iter(()), 3)] == []
+
+    done, released = [], threading.Event()
+
+    def slow(x):
+        done.append(x)
+        return x < 50 or released.wait(30)
+
+    portions = evaluate.in_threads(slow, iter(range(100)), 50)
+    next(portions)
+    threading.Timer(0.2, released.set).start()
+    portions.close()  # as when Ctrl-C ends the caller's loop
+    assert len(done) <= 50 + os.cpu_count()
 
 
 def test_class_vectors_normalise_average_normalise():

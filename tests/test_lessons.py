@@ -4,6 +4,7 @@ themselves runs as tests in lessons/, see lessons/conftest.py.)
 
 import importlib.util
 import re
+from code import InteractiveConsole
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,6 +157,46 @@ def test_excerpts_are_the_source(path):
             found = [i for i in range(start, len(real)) if real[i:i + len(part)] == part]
             assert found, f"not in {source}:\n" + "\n".join(part)
             start = found[0] + len(part)
+
+
+class Prompt(InteractiveConsole):
+    """A Python prompt that only reads, and remembers what it can't."""
+
+    def __init__(self):
+        super().__init__()
+        self.refused = []
+
+    def runcode(self, code):
+        pass
+
+    def showsyntaxerror(self, *_, **__):
+        self.refused.append(list(self.buffer))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=names)
+def test_a_block_can_be_pasted_into_a_prompt(path):
+    """Line by line: an empty line ends whatever is indented, and nothing else does."""
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        if block.startswith(">>> "):
+            continue
+        prompt = Prompt()
+        more = [prompt.push(line) for line in [*block.splitlines(), ""]][-1]
+        assert not prompt.refused and not more, block
+
+
+def test_check_names_the_learners_own_line(tmp_path):
+    """Of an error in their file its line; what comes back of a wrong type is said to be that."""
+    checks = check.load(LESSONS / "checks/02_pairs.py")
+
+    def hints(body):
+        (tmp_path / "02_pairs.py").write_text(
+            f"def info_nce(row, right):\n{body}\n\ndef blind_guess(n):\n    pass\n")
+        return [hint for _, hint in check.results(checks, check.load(tmp_path / "02_pairs.py"))]
+
+    found = hints("    x = 1\n    return row.nothing")
+    assert "has no attribute 'nothing' (line 3)" in found[0]
+    assert found[-1] == "blind_guess returns nothing: does it end with `return`?"
+    assert "(in the check, which can't use what came back" in hints("    return 'text'")[0]
 
 
 def test_the_map_names_every_minute_of_the_lecture():

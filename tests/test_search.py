@@ -1,11 +1,13 @@
 """Tests of miniclip/search.py: what is kept, what is found, whoever is killed, moved or broken."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -220,17 +222,22 @@ def test_a_folder_of_nothing_readable(folder, cache, run):
     assert len(search.search("a dog", where=folder)) == 1
 
 
-def test_many_are_decoded_in_processes(photographs, run, tmp_path, monkeypatch):
-    """The same index, in the same order, whoever decodes."""
-    expected = fresh(photographs, run, tmp_path)
+def test_many_are_decoded_in_threads(photographs, run, tmp_path, monkeypatch):
+    """The same index, in the same order, however many decode; and no process that could be left."""
+    expected, threads = fresh(photographs, run, tmp_path), set()
+
+    def watched(*file):
+        threads.add(threading.current_thread())
+        return decode_file(*file)
+
+    decode_file = search.decode_file
+    monkeypatch.setattr(search, "decode_file", watched)
     monkeypatch.setattr(search, "BATCH", 2)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    started, loader = [], search.DataLoader
-    monkeypatch.setattr(search, "DataLoader", lambda *args, **options: started.append(
-        options["num_workers"]) or loader(*args, **options))
     (photographs / "text.jpg").write_text("no picture")
     told = search.index(photographs, run)
-    assert started == [2] and told["unreadable"] == [["text.jpg", "unreadable"]]
+    assert threads and threading.main_thread() not in threads
+    assert not multiprocessing.active_children()
+    assert told["unreadable"] == [["text.jpg", "unreadable"]]
     check_same(kept(photographs / ".miniclip"), expected)
     assert list(kept(photographs / ".miniclip")) == list(expected)
 

@@ -15,7 +15,6 @@ def check_one_row(answer):
     """info_nce gives −log softmax(row)[right]"""
     for right in range(4):
         found = answer.info_nce(ROW, right)
-        assert found is not None, "info_nce returns nothing: does it end with `return`?"
         assert not math.isclose(found, -truth(ROW, right)), (
             "the sign is turned round: a cost is −log p, and never negative")
         assert not math.isclose(found, math.exp(-truth(ROW, right))), (
@@ -28,11 +27,15 @@ def check_one_row(answer):
 
 def check_large_similarities(answer):
     """info_nce stays finite for similarities of 1,000"""
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = answer.info_nce(np.array([1000.0, 999.0, -1000.0]), 1)
+    row, rest = np.array([1000.0, 999.0, -1000.0]), math.log(1 + math.exp(-1))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        found, lowest = answer.info_nce(row, 1), answer.info_nce(row, 2)
     assert math.isfinite(found), "exp(1000) overflows: take the row's largest out of it first"
-    assert math.isclose(found, 1 + math.log(1 + math.exp(-1)), rel_tol=1e-6), (
+    assert math.isclose(found, 1 + rest, rel_tol=1e-6), (
         "taking the maximum out must change nothing: subtract it from row[right] as well")
+    assert math.isclose(lowest, 2000 + rest, rel_tol=1e-6), (
+        f"right=2 should cost {2000 + rest:.4f}, not {lowest:.4f}: its probability is too small "
+        "for a float. Take no logarithm of it: the cost is log Σ exp − row[right]")
 
 
 def check_a_uniform_row_costs_log_n(answer):
@@ -59,6 +62,11 @@ def maximum_forgotten_at_the_end(row, right):
     return float(np.log(np.exp(row - row.max()).sum()) - row[right])
 
 
+def logarithm_of_a_probability(row, right):
+    p = np.exp(row - row.max())
+    return float(-np.log(p[right] / p.sum()))
+
+
 def positive(row, right):
     return float(row[right] - np.log(np.exp(row).sum()))
 
@@ -66,6 +74,7 @@ def positive(row, right):
 WRONG = {
     "exp overflows": ({"info_nce": without_the_maximum}, "overflows"),
     "the maximum taken out once": ({"info_nce": maximum_forgotten_at_the_end}, "should"),
+    "the logarithm of 0": ({"info_nce": logarithm_of_a_probability}, "too small"),
     "log p instead of −log p": ({"info_nce": positive}, "sign"),
     "a probability for a cost": ({"blind_guess": lambda n: 1 / n}, "probability"),
 }

@@ -14,7 +14,6 @@ CORPUS = {"the": 9, "there": 6, "left": 5, "of": 9, "circle": 4, "triangle": 3, 
 def step(answer, words, new_id):
     """What merge_step gives, with its shape checked."""
     found = answer.merge_step(deepcopy(words), new_id)
-    assert found is not None, "merge_step returns nothing: does it end with `return`?"
     assert isinstance(found, tuple) and len(found) == 2, (
         f"merge_step should return two things, the pair and the words, not {found!r}")
     return found
@@ -28,6 +27,10 @@ def check_the_most_frequent_pair_wins(answer):
         "(8, 4) occurs 4 times in the list, but (2, 0) was seen 8 times: count each pair as often "
         "as its word was seen")
     assert tuple(pair) == (2, 0), f"for {words} the pair should be (2, 0), seen 8 times, not {pair}"
+    pair, _ = step(answer, [([8, 4, 8, 4], 3), ([2, 0], 5)], 512)
+    assert tuple(pair) == (8, 4), (
+        "[8, 4, 8, 4] was seen 3 times and has (8, 4) twice: that makes 6, more than the 5 of "
+        f"(2, 0); chosen was {tuple(pair)}. Count every place, not every word")
 
 
 def check_of_equals_the_smallest(answer):
@@ -88,7 +91,6 @@ def check_bytes(answer):
     """to_bytes gives the UTF-8 bytes as numbers"""
     for text in TEXTS:
         found = answer.to_bytes(text)
-        assert found is not None, "to_bytes returns nothing: does it end with `return`?"
         assert text.isascii() or list(found) != [ord(letter) for letter in text], (
             f"{list(found)} are the numbers of the characters of {text!r} (ord), not its bytes: "
             "UTF-8 writes ó in two bytes; text.encode gives them")
@@ -108,7 +110,6 @@ def check_round_trip(answer):
                 raise AssertionError(
                     "a piece alone may be a third of a letter, which is no text: join all pieces "
                     "before you decode") from error
-            assert found is not None, "to_text returns nothing: does it end with `return`?"
             assert "\ufffd" not in found, (
                 f"{text!r} cut into pieces of {size} comes back with �, the sign for broken "
                 "letters: join all pieces before you decode")
@@ -121,6 +122,14 @@ def glue(words, best, new_id):
 
 def without_how_often(words, new_id):
     counts = Counter(pair for ids, _ in words for pair in pairwise(ids))
+    return glue(words, min(counts, key=lambda pair: (-counts[pair], pair)), new_id)
+
+
+def once_per_word(words, new_id):
+    counts = Counter()
+    for ids, seen in words:
+        for pair in set(pairwise(ids)):
+            counts[pair] += seen
     return glue(words, min(counts, key=lambda pair: (-counts[pair], pair)), new_id)
 
 
@@ -149,6 +158,7 @@ def overlapping(words, new_id):
 
 WRONG = {
     "words counted once each": ({"merge_step": without_how_often}, "as often as its word"),
+    "each pair once per word": ({"merge_step": once_per_word}, "Count every place"),
     "the first of equals": ({"merge_step": first_of_equals}, "of equals the smallest"),
     "overlapping merges": ({"merge_step": overlapping}, "behind *both*"),
     "numbers of characters": ({"to_bytes": lambda text: [ord(c) for c in text]}, "not its bytes"),

@@ -24,8 +24,7 @@ def slopes(function, x):
 
 
 def same(found, true):
-    return found is not None and np.shape(found) == np.shape(true) and np.allclose(
-        found, true, rtol=1e-5, atol=1e-8)
+    return np.shape(found) == np.shape(true) and np.allclose(found, true, rtol=1e-5, atol=1e-8)
 
 
 def batch(N=4, D=3, s=1.7):
@@ -35,13 +34,12 @@ def batch(N=4, D=3, s=1.7):
 
 def compare(name, found, true):
     """Equal, or a hint that knows the usual mistakes."""
-    assert found is not None, f"{name} is None: does the function end with `return`?"
     assert np.shape(found) == np.shape(true), (
         f"{name} has the shape {np.shape(found)}; it must be {np.shape(true)}")
     assert not same(found, -true), (
         f"the sign of {name} is turned round: it is softmax minus truth, P − δ, not δ − P")
     ratio = np.sum(found * true) / np.sum(true * true)
-    assert not same(found, ratio * true) or same(found, true), (
+    assert np.ndim(true) == 0 or not same(found, ratio * true) or same(found, true), (
         f"{name} is right but for a factor: it is {ratio:.3g} times what it should be. Each "
         "direction is a mean over N questions, and the loss half of both (here N = 4, s = 1.7)")
     assert same(found, true), (
@@ -70,13 +68,19 @@ def check_large_similarities(answer):
     p = 1 / (1 + np.exp(-1))
     assert np.allclose(found, [[(p - 1) / 4, 0], [(1 - p) / 2, (p - 1) / 4]]), (
         f"for S = {S.tolist()} it should be about [[−0.067, 0], [0.134, −0.067]]")
+    S = np.array([[1000.0, 0.0], [0.0, 0.0]])
+    with np.errstate(under="ignore", invalid="ignore"):
+        found = answer.force(S)
+    assert np.allclose(found, [[0, 0.125], [0.125, -0.25]]), (
+        f"for S = {S.tolist()} it should be [[0, 0.125], [0.125, −0.25]]: all of row 1 vanishes if "
+        "the largest of the whole matrix is taken out; take that of its row, or column")
 
 
 def check_features(answer):
     """gradients gives ∂L/∂I and ∂L/∂T: the slopes in every feature"""
     I, T, s = batch()  # noqa: E741
     found = answer.gradients(I, T, s)
-    assert found is not None and len(found) == 3, "gradients returns three things: dI, dT, ds"
+    assert len(found) == 3, "gradients returns three things: dI, dT, ds"
     true = slopes(lambda x: loss_of(s * x @ T.T), I), slopes(lambda x: loss_of(s * I @ x.T), T)
     G = slopes(loss_of, s * I @ T.T)
     assert not same(found[1], s * G @ I), (
@@ -125,6 +129,11 @@ def only_rows(S):
     return (softmax(S, 1) - np.eye(len(S))) / len(S)
 
 
+def one_maximum(S):
+    E = np.exp(S - S.max())
+    return (E / E.sum(1, keepdims=True) + E / E.sum(0) - 2 * np.eye(len(S))) / (2 * len(S))
+
+
 def overflowing(S):
     E = np.exp(S)
     return (E / E.sum(1, keepdims=True) + E / E.sum(0) - 2 * np.eye(len(S))) / (2 * len(S))
@@ -143,6 +152,10 @@ def without_s(I, T, s):  # noqa: E741
 def scale_from_s(I, T, s):  # noqa: E741
     S = s * I @ T.T
     return s * both(S) @ T, s * both(S).T @ I, np.sum(both(S) * S)
+
+
+def scale_from_the_diagonal(I, T, s):  # noqa: E741
+    return *scale_from_s(I, T, s)[:2], np.trace(both(s * I @ T.T) * (I @ T.T))
 
 
 def one_sided(loss, x, index, h):
@@ -165,8 +178,11 @@ WRONG = {
     "1/N forgotten": ({"force": lambda S: len(S) * both(S)}, "right but for a factor"),
     "truth minus softmax": ({"force": lambda S: -both(S)}, "turned round"),
     "exp overflows": ({"force": overflowing}, "overflows"),
+    "one maximum for the whole matrix": ({"force": one_maximum}, "take that of its row"),
     "G not transposed for dT": ({"gradients": not_transposed}, "Gᵀ I"),
     "s forgotten in the features": ({"gradients": without_s}, "lacks the factor s"),
+    "the diagonal's slope for the scale": (
+        {"gradients": scale_from_the_diagonal}, "does not agree with the slopes"),
     "Σ G ∘ S for the scale": ({"gradients": scale_from_s}, "s times too large"),
     "a step to one side": ({"slope": one_sided}, "one side only"),
     "x changed in place": ({"slope": in_place}, "x was changed"),

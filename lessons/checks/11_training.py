@@ -15,7 +15,6 @@ OWNER = np.repeat(np.arange(11), COUNTS)
 
 def epoch(answer, seed, batch_size=4, counts=COUNTS):
     batches = answer.one_epoch(counts, batch_size, np.random.default_rng(seed))
-    assert batches is not None, "one_epoch returns nothing: does it end with `return`?"
     batches = list(batches)
     assert all(len(batch) == 2 for batch in batches), "each batch is a pair (images, rows)"
     return [tuple(np.asarray(part) for part in batch) for batch in batches]
@@ -72,6 +71,19 @@ def check_every_caption_has_its_chance(answer):
         "some captions come far more often than others of the same image")
 
 
+def check_the_order_is_the_generators(answer):
+    """one_epoch: the order is a shuffle, and the generator that was given decides it"""
+    orders = [np.concatenate([images for images, _ in epoch(answer, seed, 11)])
+              for seed in range(20)]
+    assert not all((np.diff(order) % 11 == np.diff(order)[0] % 11).all() for order in orders), (
+        f"the images come as {orders[0].tolist()}: only the first of them is random. "
+        "rng.permutation shuffles them all")
+    again = epoch(answer, 0, 11), epoch(answer, 0, 11)
+    assert all((a == b).all() for a, b in zip(again[0][0], again[1][0])), (
+        "with the same seed the epoch was another: draw from the `rng` that was given, or no run "
+        "can be repeated")
+
+
 # ------------------------------------------------------------------------------- overfit
 
 
@@ -95,7 +107,6 @@ def check_the_first_loss(answer):
         I, T, s = model(pixels, tokens)  # noqa: E741
         untrained, logarithm = clip_loss(I, T, s).item(), clip_loss(I, T, s.log()).item()
     losses = answer.overfit(model, pixels, tokens, 3)
-    assert losses is not None, "overfit returns nothing: does it end with `return losses`?"
     assert len(losses) == 3, f"3 steps should give 3 losses, not {len(losses)}"
     assert all(isinstance(loss, float) for loss in losses), (
         "the losses should be plain numbers: loss.item(); a tensor keeps its whole graph alive")
@@ -125,6 +136,35 @@ def check_forgetting(answer):
         "are: call optimizer.zero_grad() once in every step")
 
 
+def check_one_optimizer(answer):
+    """overfit: one AdamW for all steps, with the learning rate given, for all parameters"""
+    model, pixels, tokens = batch()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    answer.overfit(model, pixels, tokens, 1, 3e-3)
+    moved = {name: (parameter - before[name]).abs().max().item()
+             for name, parameter in model.named_parameters()}
+    still = [name for name, way in moved.items() if way == 0]
+    assert not still, f"{still[0]} never changes: give AdamW all of model.parameters()"
+    way = float(np.median([*moved.values()]))
+    assert 0.7 < way / 3e-3 < 1.3, (
+        "AdamW's first step moves a parameter by about the learning rate: with 0.003 it should be "
+        f"0.003, and is {way:.4f}. Is learning_rate handed on?")
+    made, original = [], torch.optim.AdamW.__init__
+
+    def counted(self, *arguments, **options):
+        made.append(self)
+        original(self, *arguments, **options)
+
+    torch.optim.AdamW.__init__ = counted
+    try:
+        answer.overfit(batch()[0], pixels, tokens, 3)
+    finally:
+        torch.optim.AdamW.__init__ = original
+    assert len(made) == 1, (
+        f"{len(made)} optimizers were made in 3 steps; one is made before the loop, and remembers: "
+        "AdamW lives on the averages of the steps before")
+
+
 def check_it_learns_by_heart(answer):
     """overfit: 60 steps bring the loss of eight pairs from ln 8 to nearly 0"""
     model, pixels, tokens = batch()
@@ -134,8 +174,7 @@ def check_it_learns_by_heart(answer):
         f"the loss went from {losses[0]:.2f} to {losses[-1]:.2f}: is optimizer.step() called, "
         "and after backward()?")
     assert losses[-1] < 0.1, (
-        f"it should be below 0.1 after 60 steps, and is {losses[-1]:.2f}: does every step train "
-        "all of model.parameters(), with the learning rate that was given?")
+        f"it should be below 0.1 after 60 steps, and is {losses[-1]:.2f}")
 
 
 class NearlyRight(torch.nn.Module):
@@ -163,10 +202,12 @@ def check_the_clamp(answer):
 
 
 def loop(model, pixels, tokens, steps, learning_rate=1e-3, zero=True, clamp=True, log=False,
-         late=False):
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
+         late=False, forgetful=False, part=None):
+    optimizer = torch.optim.AdamW((part(model) if part else model).parameters(), learning_rate)
     losses = []
     for _ in range(steps):
+        if forgetful:
+            optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
         I, T, s = model(pixels, tokens)  # noqa: E741
         loss = clip_loss(I, T, s.log() if log else s)
         loss.backward()
@@ -185,10 +226,10 @@ def draws(counts, batch_size, rng):
     return [(images, first[images] + rng.integers(counts[images])) for images in batches]
 
 
-def epoch_with(rows, keep_rest=False):
-    """A right epoch but for `rows(counts, first, order, rng)`, or for the batch that is left."""
+def epoch_with(rows, keep_rest=False, order_of=None):
+    """A right epoch but for `rows(counts, first, order, rng)`, the order, or the last batch."""
     def wrong(counts, batch_size, rng):
-        order = rng.permutation(len(counts))
+        order = order_of(len(counts), rng) if order_of else rng.permutation(len(counts))
         chosen = rows(counts, np.cumsum(counts) - counts, order, rng)
         end = len(counts) if keep_rest else len(counts) // batch_size * batch_size
         return [(order[i:i + batch_size], chosen[i:i + batch_size])
@@ -212,6 +253,22 @@ WRONG = {
         {"one_epoch": epoch_with(
             lambda counts, first, order, rng: (first + rng.integers(counts))[order], True)},
         "should give 2 batches"),
+    "a rotation for a shuffle": (
+        {"one_epoch": epoch_with(
+            lambda counts, first, order, rng: (first + rng.integers(counts))[order],
+            order_of=lambda n, rng: np.roll(np.arange(n), rng.integers(n)))},
+        "only the first of them is random"),
+    "a generator of its own": (
+        {"one_epoch": lambda counts, batch_size, rng: epoch_with(
+            lambda counts, first, order, rng: (first + rng.integers(counts))[order])(
+                counts, batch_size, np.random.default_rng())}, "with the same seed"),
+    "a new optimizer in every step": (
+        {"overfit": lambda *a: loop(*a, forgetful=True)}, "optimizers were made"),
+    "the learning rate ignored": (
+        {"overfit": lambda model, pixels, tokens, steps, *_: loop(model, pixels, tokens, steps)},
+        "Is learning_rate handed on"),
+    "one tower": (
+        {"overfit": lambda *a: loop(*a, part=lambda model: model.vision)}, "never changes"),
     "gradients add up": ({"overfit": lambda *a: loop(*a, zero=False)}, "zero_grad"),
     "no clamp": ({"overfit": lambda *a: loop(*a, clamp=False)}, "clamp_scale_"),
     "the logarithm of s": ({"overfit": lambda *a: loop(*a, log=True)}, "logarithm"),
