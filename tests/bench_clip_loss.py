@@ -10,7 +10,9 @@ pass needs is kept. Units: ms_p20, ms_p50 and ms_p80 are milliseconds, percentil
 time; extra_mb is the highest memory beyond inputs and gradients, in 10⁶ bytes; share_of_peak is
 2N²D (forward) or 8N²D operations (both) over the median time, over the rate of a large matrix
 product of the same device in the same run (on a CPU in float32). Peers take turns, so that
-whatever else the machine does meets all of them. One file per device: kernels/results/DEVICE.json.
+whatever else the machine does meets all of them; what one call leaves in the caches, the next finds
+there. Loss and gradients are compared as well: ours have no figures if they are not what the others
+find. One file per device: kernels/results/DEVICE.json.
 """
 
 import argparse
@@ -39,12 +41,13 @@ D, TEMPERATURE = 512, 0.07
 CPU_SIZES = (512, 1024, 2048, 4096, 8192)
 GPU_SIZES = (65536, 16384, 4096, 32768, 256, 1024, 8192, 131072)  # what says most goes first
 PEERS_TO = 65536  # the largest N of every implementation, but:
-LARGEST = {"numpy": 1024, "miniclip": 2**20, "registers": 2**20, "hopper": 2**20}
+LARGEST = {"numpy": 1024, "tiled": 16384, "miniclip": 2**20, "registers": 2**20, "hopper": 2**20}
 ONCE = 2**20  # N from which on there is one call, forward and backward
 WIDTHS = (256, 768, 1024)  # D, at N = PEERS_TO, of our own alone
 CPU_SECONDS, GPU_SECONDS = 2.0, 0.5  # about as long is spent on each cell, if it is not slow
 HOPPER_SECONDS = 120  # for compiling and one call
 CHUNK = 2048  # rows at a time of the chunked peer
+TRUSTED = ("chunked", "eager", "dense", "registers")  # the first that is there is compared with
 PASSES = ("forward", "forward+backward")
 FIGURES = ("ms_p20", "ms_p50", "ms_p80", "extra_mb", "share_of_peak")
 OURS = ("miniclip", "hopper", "registers", "tiled")
@@ -152,19 +155,33 @@ def cut_cross_entropy(I, T, s):  # noqa: E741
             + linear_cross_entropy(s * T, I, labels, filter_eps=None)) / 2
 
 
+FIRST_CALL = """
+import torch
+from miniclip_kernels.clip_loss import clip_loss
+
+def figures(backend):
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(2, 33001, 512, device="cuda", generator=generator)
+    x = torch.nn.functional.normalize(x, dim=-1).bfloat16().requires_grad_()
+    loss = clip_loss(*x, 14.3, backend=backend)
+    loss.backward()
+    return torch.stack([loss.detach(), *x.grad.float().norm(dim=(1, 2))])
+
+torch.testing.assert_close(figures("hopper"), figures("triton"), rtol=0.01, atol=0)
+"""
+
+
 @cache
 def unfinished() -> str:
     """Why "hopper" can't be measured, or nothing.
 
     Its warps wait for each other, and a mistake there would be waited for as well: a process of
-    its own goes first, and is ended if need be.
+    its own goes first, and is ended if need be. So many pairs that each program has several blocks
+    of rows, an odd number of tiles and a torn one.
     """
-    first = ("import torch; from miniclip_kernels.clip_loss import clip_loss; "
-             "x = torch.ones(2, 999, 512, device='cuda').bfloat16().requires_grad_(); "
-             "clip_loss(*x, 9.0, backend='hopper').backward(); torch.cuda.synchronize()")
     try:
-        subprocess.run([sys.executable, "-c", first], check=True, capture_output=True, text=True,
-                       timeout=HOPPER_SECONDS)
+        subprocess.run([sys.executable, "-c", FIRST_CALL], check=True, capture_output=True,
+                       text=True, timeout=HOPPER_SECONDS)
     except subprocess.TimeoutExpired:
         return f"a first call had not ended after {HOPPER_SECONDS} s"
     except subprocess.CalledProcessError as error:
@@ -200,6 +217,18 @@ def inputs(N, D, cuda):
     return [x.requires_grad_() for x in made]
 
 
+class BrokenDevice(RuntimeError):
+    """After an illegal address, say, every later call of this process fails, for that reason."""
+
+
+def check_device(error: str):
+    """BrokenDevice if after this error the GPU takes no work any more."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as sticky:
+        raise BrokenDevice(f"the GPU takes no more work from this process: {error}") from sticky
+
+
 def in_a_line(error) -> str:
     """How something failed, as a figure's place holds it."""
     return textwrap.shorten(f"{type(error).__name__}: {error}", 160)
@@ -216,20 +245,27 @@ class Cell:
     estimate: float = 0.0  # seconds
     seconds: list[float] = field(default_factory=list)  # of each call
     extra: int = 0  # bytes
+    found: list[float] = field(default_factory=list)  # the loss, the gradients' norms
     error: str | None = None
+    finished: bool = False
 
     def run(self):
         loss = self.loss(*self.features)
-        if self.both:
-            torch.autograd.grad(loss, self.features, allow_unused=True)
+        gradients = torch.autograd.grad(loss, self.features, allow_unused=True) if self.both else ()
+        return [loss, *gradients]
 
     def attempt(self, work, cuda):
-        """A peer may fail in any way, memory included: how, in one line, is then its figure."""
+        """A peer may fail in any way, memory included: how, in one line, is then its figure.
+
+        BrokenDevice if nothing that follows could be measured.
+        """
         if self.error is None:
             try:
                 work(self, cuda)
             except Exception as error:
                 self.error = in_a_line(error)
+                if cuda:
+                    check_device(self.error)
 
     def row(self, peak):
         """As results/DEVICE.json keeps it; peak in TFLOP/s."""
@@ -271,12 +307,13 @@ def prepare(cell, cuda):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() + cell.both * size(cell.features)
     begin = time.perf_counter()
-    cell.run()
+    found = cell.run()
     if cuda:
         torch.cuda.synchronize()
     cell.estimate = time.perf_counter() - begin
     cell.extra = (torch.cuda.max_memory_allocated() - before if cuda
                   else memory_elsewhere(cell.impl, N)[cell.both])
+    cell.found = [torch.nan if x is None else x.detach().float().norm().item() for x in found]
 
 
 def turn(cell, cuda):
@@ -289,18 +326,40 @@ def turn(cell, cuda):
     cell.seconds += times(cell.run, count, cuda)
 
 
+def compare(cells):
+    """What was computed, with what the most trusted of them found; of peers a line is all."""
+    named = {(cell.impl, cell.both): cell for cell in cells if cell.error is None}
+    for (impl, both), cell in named.items():
+        trusted = next((named[name, both] for name in TRUSTED if (name, both) in named), cell)
+        pairs = zip(cell.found, trusted.found)
+        if any(abs(x - y) > 0.02 * abs(y) for x, y in pairs):  # NaN, of a peer, is no gradient
+            wrong = (f"loss and norms of the gradients are {numbers(cell.found)}, of "
+                     f"{trusted.impl} {numbers(trusted.found)}")
+            if impl in OURS:
+                cell.error = wrong
+            print(f"{impl}, {PASSES[both]}: {wrong}", flush=True)
+
+
+def numbers(found) -> str:
+    return ", ".join(f"{x:.4g}" for x in found)
+
+
 def measure(cells, cuda):
     """Fill the cells in, in turns: on a GPU 3, on a CPU from 3 to 50."""
     for cell in cells:
         cell.attempt(prepare, cuda)
+    compare(cells)
+    turns = CPU_SECONDS * len(cells) / max(sum(cell.estimate for cell in cells), 1e-6)
+    turns = 3 if cuda else min(max(int(turns), 3), 50)
     if len(cells[0].features[0]) >= ONCE:
+        turns = 0
         for cell in cells:
             cell.seconds = [cell.estimate]
-        return
-    turns = CPU_SECONDS * len(cells) / max(sum(cell.estimate for cell in cells), 1e-6)
-    for _ in range(3 if cuda else min(max(int(turns), 3), 50)):
+    for _ in range(turns):
         for cell in cells:
             cell.attempt(turn, cuda)
+    for cell in cells:
+        cell.finished = True
 
 
 def size(tensors) -> int:
@@ -338,12 +397,16 @@ def memory_elsewhere(impl, N) -> list[int]:
 
 
 def ceilings(cuda):
-    """What the device can do: TFLOP/s of a matrix product, GB/s read and written by a copy."""
-    n, numbers, count = (8192, 2**29, 20) if cuda else (2048, 2**25, 5)
+    """What the device can do: TFLOP/s of a matrix product, GB/s read and written by a copy.
+
+    On a GPU as it can for longer than a moment: the second half of half a second counts.
+    """
+    n, numbers, count = (8192, 2**29, 300) if cuda else (2048, 2**25, 5)
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
     A, B = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     x, y = torch.randn(2, numbers, device=device)
-    product, copy = (min(np.median(times(call, count, cuda)) for _ in range(4))
+    later = slice(count // 2 if cuda else 0, None)
+    product, copy = (min(np.median(times(call, count, cuda)[later]) for _ in range(4))
                      for call in (lambda: A @ B, lambda: y.copy_(x)))
     return round(2 * n**3 / product / 1e12, 3), round(8 * numbers / copy / 1e9, 1)
 
@@ -413,7 +476,10 @@ def show(row):
 
 
 def benchmark(cuda, sizes, impls, folder) -> Path:
-    """Measure, print and write, step by step: a run that is cut off has lost its last step."""
+    """Measure, print and write, step by step: a run that is cut off has lost its last step.
+
+    BrokenDevice as `Cell.attempt` raises it.
+    """
     losses, record = GPU_IMPLS if cuda else CPU_IMPLS, machine(cuda)
     path = folder / file_name(record["device"])
     print(f"{record['device']}, torch {record['torch']}: matrix product "
@@ -426,15 +492,20 @@ def benchmark(cuda, sizes, impls, folder) -> Path:
         features = inputs(N, width, cuda)
         cells = [Cell(name, losses[name], both, features)
                  for both in (False, True) for name in names if both or N < ONCE]
-        # NumPy's threads go on spinning after its products, and would steal PyTorch's cores.
-        for group in ("torch", "numpy"):
-            if turns := [cell for cell in cells if (cell.impl == "numpy") == (group == "numpy")]:
-                measure(turns, cuda)
-        for cell in cells:
-            record["rows"].append(cell.row(record["peak_tflops"]))
-            show(record["rows"][-1])
-        record["rows"].sort(key=lambda row: (row["D"] != D, row["D"], row["N"]))
-        write(record, path)
+        try:
+            # NumPy's threads go on spinning after its products, and would steal PyTorch's cores.
+            for group in ("torch", "numpy"):
+                if turns := [x for x in cells if (x.impl == "numpy") == (group == "numpy")]:
+                    measure(turns, cuda)
+        finally:  # also if the GPU broke down, or somebody stopped it: of whole cells
+            rows = [cell.row(record["peak_tflops"]) for cell in cells
+                    if cell.finished or cell.error is not None]
+            for row in rows:
+                show(row)
+            record["rows"] = sorted(record["rows"] + rows, key=lambda row: (
+                row["D"] != D, row["D"], row["N"]))
+            if rows:
+                write(record, path)
     return path
 
 
@@ -580,7 +651,12 @@ def main() -> int:
         return 2
     if not options.plot:
         options.out.mkdir(parents=True, exist_ok=True)
-        paths = [benchmark(options.gpu, options.sizes, options.impls, options.out)]
+        try:
+            paths = [benchmark(options.gpu, options.sizes, options.impls, options.out)]
+        except BrokenDevice as error:
+            print(f"benchmark: {error}; what was measured before is in {options.out}",
+                  file=sys.stderr)
+            return 1
     for path in paths:
         draw(path)
         record = json.loads(path.read_text())

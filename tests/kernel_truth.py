@@ -136,6 +136,22 @@ def excess(case, backend, plain=2) -> dict[str, float]:
     return {name: np.inf if np.isnan(x) else float(x) for name, x in ratios.items()}
 
 
+def check_no_tile_is_missed(backend, dtype, N, D, loss=True):
+    """All features alike: every row and column of G is 2/N − 2δ and has the sum 0, but for a tile's
+    share, if one is left out or counted twice. Beside pairs that differ, 16 bits would hide that.
+
+    N: a power of 2, so that 2/N is rounded in no type, up to 2¹⁵, so that a tile's share shows.
+    """
+    features = F.normalize(torch.ones(N, D)).to(DEVICE, dtype)
+    case = Case(features, features, 14.3)
+    found = run(case, backend)
+    if loss:
+        assert abs(found["loss"] - np.log(N)) < 1e-3
+    unit = UPSTREAM * case.scale / (2 * N) * features[0, 0].item()
+    for name in ("dI", "dT"):
+        assert np.abs(found[name]).max() <= 2**-8 * unit, name
+
+
 def check(case, backend, plain=2):
     """Assert the rule."""
     ratios = excess(case, backend, plain)

@@ -83,6 +83,46 @@ def test_a_run_that_is_cut_off_keeps_what_it_had(quick, monkeypatch, tmp_path):
     assert {row["N"] for row in rows} == {16}
 
 
+def wrong(I, T, s):  # noqa: E741
+    """Of a backend that leaves half of the pairs out."""
+    return benchmark.CPU_IMPLS["dense"](I[::2], T[::2], s)
+
+
+def test_wrong_results_are_no_figures_but_a_peers_are(quick, monkeypatch, tmp_path, capsys):
+    """Nothing that is ours may look fast because it does less; of a peer it is told."""
+    monkeypatch.setitem(benchmark.CPU_IMPLS, "tiled", wrong)
+    assert run(monkeypatch, "--sizes", 64, "--impls", "dense", "tiled", "--out", tmp_path) == 0
+    out, rows = capsys.readouterr().out, json.loads(only(tmp_path, "*.json").read_text())["rows"]
+    for row in rows:
+        assert (row["error"] or "").startswith("loss and norms") == (row["impl"] == "tiled")
+    assert "tiled, forward+backward: loss and norms of the gradients are 3." in out
+    cells = [benchmark.Cell(name, None, True, [], found=found)
+             for name, found in (("dense", [4.0, 1.0]), ("peer", [5.0, 1.0]))]
+    benchmark.compare(cells)
+    assert not any(cell.error for cell in cells)
+    assert "peer, forward+backward: loss and norms" in capsys.readouterr().out
+
+
+def test_a_gpu_that_broke_down_ends_the_run(quick, monkeypatch, tmp_path, capsys):
+    """What was measured before is kept; nothing after it gets an error that isn't its own."""
+    def broken(error):
+        raise benchmark.BrokenDevice(f"the GPU takes no more work from this process: {error}")
+
+    def fail(*features):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    attempt = benchmark.Cell.attempt
+    monkeypatch.setattr(benchmark, "check_device", broken)
+    monkeypatch.setattr(benchmark.Cell, "attempt", lambda cell, work, cuda: attempt(
+        cell, lambda cell, _: work(cell, False), cell.impl == "tiled"))
+    assert run(monkeypatch, "--sizes", 16, "--impls", "dense", "--out", tmp_path) == 0
+    monkeypatch.setitem(benchmark.CPU_IMPLS, "tiled", fail)
+    assert run(monkeypatch, "--sizes", 16, "--impls", "tiled", "dense", "--out", tmp_path) == 1
+    assert "illegal memory access was encountered; what was" in capsys.readouterr().err
+    row, = json.loads(only(tmp_path, "*.json").read_text())["rows"]
+    assert row["impl"] == "tiled" and "illegal memory access" in row["error"]
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--gpu"], "--gpu needs CUDA"), (["--plot"], "no records to draw")])
 def test_what_cannot_be_done_is_said_in_a_line(arguments, message, monkeypatch, tmp_path, capsys):
@@ -170,7 +210,8 @@ def test_the_plan():
     assert {N for N, _, names in cpu if {"tiled", "dense"} <= set(names)} == set(
         benchmark.CPU_SIZES)
     gpu = list(benchmark.plan(True, None, benchmark.GPU_IMPLS))
-    assert (65536, 512, list(benchmark.GPU_IMPLS)) in gpu
+    assert (16384, 512, list(benchmark.GPU_IMPLS)) in gpu
+    assert (65536, 512, [name for name in benchmark.GPU_IMPLS if name != "tiled"]) in gpu
     assert [(N, D) for N, D, names in gpu if names == ["miniclip", "hopper", "registers"]] == [
         (131072, 512), (65536, 256), (65536, 768), (65536, 1024), (2**20, 512)]
 

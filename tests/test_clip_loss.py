@@ -24,6 +24,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 EVERY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS, "numpy"])
+ROUNDING = 3e-5  # of a loss or gradient that is 0 or so, with |S| = 100, as GPUs take logarithms
 BUT_NUMPY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS])
 
 
@@ -72,19 +73,19 @@ def test_features_that_say_nothing_cost_ln_n(n, backend):
     same = torch.ones(n, 8, device=DEVICE) / math.sqrt(8)
     for scale in (1.0, 100.0):
         loss = clip_loss(same, same, scale, backend=backend)
-        assert loss.item() == pytest.approx(math.log(n), rel=1e-5)
+        assert loss.item() == pytest.approx(math.log(n), abs=ROUNDING)
 
 
 @EVERY
 def test_one_pair_has_no_wrong_answer(backend):
     found = loss_and_gradients(*features(1, 8), 100.0, backend=backend)
-    assert all(not x.any() for x in found)
+    assert all(x.abs().max() < ROUNDING for x in found)
 
 
 @EVERY
 def test_right_pairs_cost_nothing_and_wrong_ones_the_scale(backend):
     eye = torch.eye(4, device=DEVICE)
-    assert clip_loss(eye, eye, 100.0, backend=backend).item() == pytest.approx(0, abs=1e-6)
+    assert clip_loss(eye, eye, 100.0, backend=backend).item() == pytest.approx(0, abs=ROUNDING)
     wrong = clip_loss(eye, eye.roll(1, 0), 100.0, backend=backend)
     assert wrong.item() == pytest.approx(100, rel=1e-5)
 
@@ -272,7 +273,7 @@ def test_ids_of_either_side(backend):
     distinct = torch.arange(5, device=DEVICE)
     assert_same(loss_and_gradients(images, texts, 10.0, image_ids=distinct, backend=backend), plain)
     alike = loss_and_gradients(images, texts, 10.0, image_ids=ids * 0, backend=backend)
-    assert all(x.abs().max() < 1e-6 for x in alike)  # no wrong answer is left
+    assert all(x.abs().max() < ROUNDING for x in alike)  # no wrong answer is left
 
 
 @EVERY

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kernel_truth import Case, excess, pairs, run
+from kernel_truth import Case, check_no_tile_is_missed, excess, pairs, run
 
 if find_spec("triton") is None:
     pytest.skip("the package triton is not installed", allow_module_level=True)
@@ -58,12 +58,25 @@ def test_it_is_right(M, N, D, options, dtype, monkeypatch):
     assert max(found.values()) <= 1, found
 
 
-@pytest.mark.parametrize("programs, block", [(1, 128), (2, 384), (5, 1024), (132, 256)])
-def test_with_any_number_of_programs(programs, block, monkeypatch):
-    """One for everything; several blocks each; a part of a row of tiles each; more than tiles."""
+@pytest.mark.parametrize("programs, block, D", [
+    (1, 128, 70), (2, 384, 70), (5, 1024, 70), (132, 256, 70), (2, 1024, 512)])
+def test_with_any_number_of_programs(programs, block, D, monkeypatch):
+    """One for everything; several blocks each, of few parts and of more than the ring has room for;
+    a part of a row of tiles each; more than there are tiles.
+    """
     with prepare(monkeypatch, programs, block):
-        found = ratios(pairs(600, 600, 70, dtype=torch.float16))
+        found = ratios(pairs(600, 600, D, dtype=torch.float16))
     assert max(found.values()) <= 1, found
+
+
+@TYPES
+def test_no_tile_is_missed_or_met_twice(dtype, monkeypatch):
+    """All of a GPU's programs at work, with more than one block of rows each where HERE."""
+    if HERE:
+        check_no_tile_is_missed("hopper", dtype, N=2**15, D=512)
+    else:
+        with prepare(monkeypatch):
+            check_no_tile_is_missed("hopper", dtype, N=512, D=200, loss=dtype == torch.float16)
 
 
 def test_with_more_lines_of_sums_than_are_added_at_a_time(monkeypatch):
@@ -183,12 +196,14 @@ def test_a_mistake_is_found(mistake, tmp_path, monkeypatch):
 
 @ON_HOPPER
 @TYPES
-def test_the_same_bits_200_times(dtype):
+@pytest.mark.parametrize("programs", [5, 132])
+def test_the_same_bits_200_times(programs, dtype, monkeypatch):
     case = pairs(1500, 1500, 512, dtype=dtype)
-    first = run(case, "hopper")
-    for _ in range(200):
-        again = run(case, "hopper")
-        assert all((x == again[name]).all() for name, x in first.items())
+    with prepare(monkeypatch, programs, block=1024):
+        first = run(case, "hopper")
+        for _ in range(200):
+            again = run(case, "hopper")
+            assert all((x == again[name]).all() for name, x in first.items())
 
 
 @ON_HOPPER
@@ -201,6 +216,22 @@ def test_eight_thousand_against_blocks(options, dtype):
     for name, x in expected.items():
         tolerance = 1e-4 if name == "loss" else 2 * torch.finfo(dtype).eps
         assert np.abs(found[name] - x).max() <= tolerance * np.abs(x).max(), name
+
+
+@ON_HOPPER
+@TYPES
+@pytest.mark.parametrize("offset", [0, 4097])
+def test_every_entry_of_a_block_against_blocks(offset, dtype):
+    """Gradients hide what is wrong with small entries of G, beside those of the pairs."""
+    M, N, D = 5000, 8192, 512
+    case, labels = pairs(M, N, D, dtype=dtype, offset=offset), clip_loss.Labels(offset, False)
+    I, T, scale = case.images, case.texts, torch.tensor(case.scale, device="cuda")  # noqa: E741
+    _, r, c = triton_loss.forward(I, T, scale, labels)
+    found, expected = (I.new_full((M, N), torch.nan) for _ in range(2))
+    for module, block in ((triton_hopper, found), (triton_blocks, expected)):
+        module.write(block, I, T, scale, r, c, (None, None), offset, False)
+    torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps,
+                               atol=torch.finfo(dtype).tiny)
 
 
 @ON_HOPPER

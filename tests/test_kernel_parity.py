@@ -23,6 +23,7 @@ from kernel_truth import (
     Case,
     allowance,
     check,
+    check_no_tile_is_missed,
     excess,
     matrices,
     pairs,
@@ -61,6 +62,17 @@ def skip_where_wrong(backend, dtype):
 
 
 # ------------------------------------------------------------------------------ sizes
+
+
+@EACH
+@TYPES
+def test_no_tile_is_missed_or_met_twice(dtype, backend, monkeypatch):
+    """On a GPU at a size that keeps all of it at work."""
+    skip_where_wrong(backend, dtype)
+    if DEVICE == "cuda":
+        monkeypatch.setattr(tiled, "TILE", WHOLE_TILE)
+        small_blocks(monkeypatch, 3000)
+    check_no_tile_is_missed(backend, dtype, N=8192 if DEVICE == "cuda" else 256, D=256)
 
 
 @EACH

@@ -15,11 +15,14 @@ changed by itself.
 import argparse
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from bench_clip_loss import (
     RESULTS,
+    BrokenDevice,
+    check_device,
     file_name,
     in_a_line,
     inputs,
@@ -96,6 +99,8 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
             rough = np.median(times(call, 2, cuda))
             ms = 1000 * np.median(times(call, max(3, min(int(SECONDS / rough), 100)), cuda))
     except Exception as error:  # any of Triton's, PyTorch's or the driver's
+        if cuda:
+            check_device(f"{kernel}, {candidate}: {in_a_line(error)}")
         return row | {"error": in_a_line(error)}
     N, width = features[0].shape
     share = (2 if "sums" in kernel else 6) * N * N * width / (ms * 1e9 * peak)
@@ -103,7 +108,10 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
 
 
 def tune(N, D, kernels, folder, cuda=True):
-    """Try all candidates of these kernels, print each, and write them all, best first."""
+    """Try all candidates of these kernels, print each, and write them all, best first.
+
+    BrokenDevice if one leaves a GPU that takes no more work.
+    """
     record = machine(cuda)
     rows = record.pop("rows")
     record |= {"N": N, "D": D, "rows": rows}
@@ -111,15 +119,19 @@ def tune(N, D, kernels, folder, cuda=True):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(f"{record['device']} {D}")
     features = [x.detach() for x in inputs(N, D, cuda)]
-    for kernel in kernels:
-        for candidate in CANDIDATES[kernel]:
-            rows.append(try_candidate(kernel, candidate, features, record["peak_tflops"], cuda))
-            row, named = rows[-1], ", ".join(f"{k}={v}" for k, v in candidate.items())
-            print(f"{kernel:12}", row["error"] or f"{row['ms_p50']:9.4g} ms "
-                  f"{row['share_of_peak']:6.1%} ", named or "as it is", flush=True)
+    try:
+        for kernel in kernels:
+            for candidate in CANDIDATES[kernel]:
+                row = try_candidate(kernel, candidate, features, record["peak_tflops"], cuda)
+                rows.append(row)
+                named = ", ".join(f"{k}={v}" for k, v in candidate.items())
+                print(f"{kernel:12}", row["error"] or f"{row['ms_p50']:9.4g} ms "
+                      f"{row['share_of_peak']:6.1%} ", named or "as it is", flush=True)
+    finally:
         rows.sort(key=lambda row: (list(CANDIDATES).index(row["kernel"]),
                                    row["ms_p50"] or float("inf")))
-        write(record, path)
+        if rows:
+            write(record, path)
     return path
 
 
@@ -128,11 +140,16 @@ def main() -> int:
     parser.add_argument("--size", type=positive, default=32768, help="N (default 32768)")
     parser.add_argument("--features", type=positive, default=512, help="D (default 512)")
     parser.add_argument("--kernels", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--out", type=Path, default=RESULTS / "tiles", help="folder of the records")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("tune: needs CUDA, and torch sees none on this machine", file=sys.stderr)
         return 2
-    print(tune(options.size, options.features, options.kernels, RESULTS / "tiles"))
+    try:
+        print(tune(options.size, options.features, options.kernels, options.out))
+    except BrokenDevice as error:
+        print(f"tune: {error}; what was measured before is in {options.out}", file=sys.stderr)
+        return 1
     return 0
 
 
