@@ -67,8 +67,7 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
         scale = torch.full((), float(logit_scale), dtype=wide, device=image_features.device)
     both = direction == "both"
     if backend == "dense":
-        labels = Labels(label_offset, both, *ids)
-        return dense_loss(image_features, text_features, scale, labels)
+        return dense_loss(image_features, text_features, scale, Labels(label_offset, both, *ids))
     return Loss.apply(image_features, text_features, scale, (label_offset, both, backend), *ids)
 
 

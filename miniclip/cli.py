@@ -55,22 +55,17 @@ def chosen(arguments, kind) -> dict:
     return {f.name: x for f in fields(kind) if (x := getattr(arguments, f.name)) is not None}
 
 
-def run_folder(arguments) -> Path:
-    """Where `miniclip train` writes."""
-    return Path(arguments.run or f"runs/{arguments.preset}")
-
-
 def run_train(arguments):
-    """miniclip train: new, or resumed."""
-    folder = run_folder(arguments)
+    """miniclip train: new, or resumed; the data may have moved meanwhile."""
+    folder = Path(arguments.run or f"runs/{arguments.preset}")
     settings, shape = chosen(arguments, TrainConfig), chosen(arguments, ModelConfig)
     if arguments.resume:
-        if settings or shape:
+        if named := (settings | shape).keys() - {"data"}:
             raise ValueError("--resume takes every setting from the run; leave out "
-                             + ", ".join(f"--{n.replace('_', '-')}" for n in settings | shape))
+                             + ", ".join(f"--{n.replace('_', '-')}" for n in sorted(named)))
         if not (folder / "state.pt").is_file():
             raise ValueError(f"{folder} holds nothing to resume; leave out --resume to start there")
-        config = load_config(TrainConfig, folder / "train.json")
+        config = replace(load_config(TrainConfig, folder / "train.json"), **settings)
         model_config = load_config(ModelConfig, folder / "config.json")
     else:
         config = replace(PRESETS[arguments.preset], **settings)
@@ -109,8 +104,8 @@ def run_eval(arguments):
 
 def run_zero_shot(arguments, loaded):
     """miniclip eval --zero-shot: the classes are sentences, and nothing is trained."""
-    if arguments.limit < 0:
-        raise ValueError(f"limit is {arguments.limit}; it must not be negative")
+    if not 0 <= arguments.limit < 2**63:
+        raise ValueError(f"limit is {arguments.limit}; it must be 0 (all) or a number of images")
     try:
         renamed = json.loads(read_text(Path(arguments.names))) if arguments.names else {}
         if not all(isinstance(name, str) for name in renamed.values()):
@@ -236,7 +231,7 @@ def print_training(metrics: dict, folder: Path):
     print(f"""
 Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:
   miniclip eval {quote(str(folder))} --data {quote(data)} --json    the figures again, for scripts
-  make train PRESET=flickr8k-20min    a quarter of an hour on two fast cores: the best recipe""")
+  miniclip train --preset flickr8k-20min --data {quote(data)}    longer: the best recipe""")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -264,14 +259,13 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("eval", parents=[common, templates],
                                   help="recall on a split of pairs; --zero-shot: classification")
     command.add_argument("run", metavar="RUN", help=MODEL_HELP)
-    command.add_argument("--data", help="shapes, a folder or a Hub id (default: $MINICLIP_DATA, "
-                                        "else Flickr8k on the Hub)")
+    command.add_argument("--data", help="shapes, folder or Hub id (else $MINICLIP_DATA, Flickr8k)")
     command.add_argument("--split", help="default validation; with --zero-shot: test of a Hub set, "
                                          "all of a folder")
     command.add_argument("--limit", type=int, default=0, help="only the first so many images")
     command.add_argument("--zero-shot", action="store_true",
-                         help="classify: --data is shapes, a folder with one folder of images for "
-                              "each class, or a Hub set with class labels")
+                         help="classify: --data is shapes, a folder of one folder for each class, "
+                              "or a Hub set with class labels")
     command.add_argument("--names", metavar="FILE", help='zero-shot: JSON {"folder": "class name"}')
     command.add_argument("--plot", metavar="FILE", help="zero-shot: draw the confusion matrix")
     command.set_defaults(function=run_eval)
@@ -339,11 +333,9 @@ def main(argv: list[str] | None = None) -> int:
     except Diverged as error:
         print(f"miniclip {arguments.command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        go_on = {"index": "; what was embedded is kept: the same command goes on from there"}
-        if arguments.command == "train" and (run_folder(arguments) / "state.pt").is_file():
-            go_on["train"] = f"; go on with: miniclip train --run {run_folder(arguments)} --resume"
-        print(f"\nstopped{go_on.get(arguments.command, '')}", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # a run that can be resumed has said so
+        kept = {"index": "; what was embedded is kept: the same command goes on from there"}
+        print(f"\nstopped{str(stop) or kept.get(arguments.command, '')}", file=sys.stderr)
         return 130
 
 

@@ -52,10 +52,10 @@ class ModelConfig:
         check(
             self, ("pool", lambda x: x in ("cls", "mean"), "it must be 'cls' or 'mean'"),
             ("embed_dim image_size patch_size vision_width vision_heads text_width text_heads",
-             lambda x: x >= 1, "it must be at least 1"),
-            ("stem", lambda x: min(x, default=1) >= 1, "its channels must be at least 1"),
-            ("vision_layers text_layers", lambda x: x >= 0, "it must not be negative"),
-            ("context_length", lambda x: x >= 3, "start, one token and end need at least 3"))
+             lambda x: 1 <= x <= 16384, "it must be from 1 to 16384"),
+            ("stem", lambda x: all(1 <= c <= 16384 for c in x), "channels are from 1 to 16384"),
+            ("vision_layers text_layers", lambda x: 0 <= x <= 1000, "it must be from 0 to 1,000"),
+            ("context_length", lambda x: 3 <= x <= 16384, "it must be from 3 to 16384"))
         for tower in ("vision", "text"):
             width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
             if width % heads:
@@ -103,8 +103,9 @@ class TrainConfig:
         check(
             self, ("steps eval_every", lambda x: x >= 1, "it must be at least 1"),
             ("batch_size", lambda x: x >= 2, "contrast needs at least 2 pairs"),
-            ("learning_rate muon_learning_rate weight_decay warmup limit seed", lambda x: x >= 0,
-             "it must not be negative"),
+            ("learning_rate muon_learning_rate weight_decay", lambda x: 0 <= x <= 100,
+             "it must be from 0 to 100"),
+            ("warmup limit seed", lambda x: 0 <= x < 2**63, "it must be at least 0, below 2**63"),
             ("clip_norm", lambda x: x > 0, "it must be positive"),
             ("crop", lambda x: 0 < x <= 1, "it is a share of the area, in (0, 1]"),
             ("jitter word_dropout", lambda x: 0 <= x < 1, "it must be in [0, 1)"))

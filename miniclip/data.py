@@ -113,10 +113,9 @@ def decode(image, size: int) -> tuple[np.ndarray | None, str]:
             picture.draft("RGB", (2 * size, 2 * size))  # a JPEG decodes faster at half its size
             picture = ImageOps.exif_transpose(picture)  # phones write which side is up
             return resize_crop(rgb(picture), size), odd
-    except Image.DecompressionBombError:
-        return None, "too large"
     except Exception as error:  # decoders raise many kinds for broken files; each is counted
-        return None, "truncated" if "truncated" in str(error) else "unreadable"
+        return None, "too large" if isinstance(error, Image.DecompressionBombError) else (
+            "truncated" if "truncated" in str(error) else "unreadable")
 
 
 # ------------------------------------------------------------------------------- the one form
@@ -151,8 +150,8 @@ def load_pairs(source: Source, split: str, size: int, limit: int = 0) -> Pairs:
     Raises ValueError for a negative limit and for a source that is not in one of the four forms,
     HubUnreachable for a Hub that does not answer.
     """
-    if limit < 0:
-        raise ValueError(f"limit is {limit}; it must not be negative")
+    if not 0 <= limit < 2**63:
+        raise ValueError(f"limit is {limit}; it must be 0 (all) or a number of images")
     split = SPLIT_NAMES.get(split, split)
     key = "\n".join([str(CACHE_VERSION), source.kind, source.identity(split), split, str(size),
                      str(limit)])
@@ -195,17 +194,18 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
     building = folder.with_name(f"{folder.name}.{os.getpid()}.{time.time_ns()}")
     building.mkdir()  # not mkdtemp, which nobody else may read
     try:
-        captions, skipped, odd = [], Counter(), Counter()
+        captions, skipped, odd, first = [], Counter(), Counter(), {}
         rows = islice(source.rows(split), limit or None)
         with (open(building / "images.u8", "wb") as file, ThreadPoolExecutor() as pool,
               warnings.catch_warnings()):  # around all threads, which share their filters
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             while chunk := list(islice(rows, 256)):
                 decoded = pool.map(lambda row: decode(row[1], size), chunk)
-                for (_, _, texts), (pixels, note) in zip(chunk, decoded):
+                for (name, _, texts), (pixels, note) in zip(chunk, decoded):
                     texts = [text.strip() for text in texts if text.strip()]
                     if pixels is None or not texts:
-                        skipped[note if pixels is None else "without a caption"] += 1
+                        note = note if pixels is None else "without a caption"
+                        skipped[f"{note}, such as {first.setdefault(note, name)!r:.60}"] += 1
                         continue
                     odd[note] += bool(note)
                     captions.append(texts)
@@ -275,9 +275,9 @@ class Batches:
 
     def __init__(self, pairs: Pairs, tokenizer: Tokenizer, size: int, config: TrainConfig,
                  device="cpu"):
-        if len(pairs) < config.batch_size:
-            raise ValueError(f"batch_size {config.batch_size} is larger than the {len(pairs)} "
-                             f"images of {pairs.name}; set --batch-size {len(pairs)} or less")
+        if (count := len(pairs)) < config.batch_size:
+            raise ValueError(f"batch_size {config.batch_size} is larger than the {count} images of "
+                             f"{pairs.name}; set --batch-size {count} or less (2 at least)")
         self.images, self.size, self.config, self.device = pairs.images, size, config, device
         self.per_epoch = len(pairs) // config.batch_size
         texts, owner = pairs.flat_captions()

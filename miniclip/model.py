@@ -134,7 +134,7 @@ class TextTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and the learnt temperature.
+    """Both towers and the learnt temperature; empty memory until `init_weights` or a file fills it.
 
     `logit_scale` holds the logarithm of the multiplier, as in OpenAI's and open_clip's models:
     it starts at ln(1/0.07) (section 2.5) and `clamp_scale_` keeps the multiplier ≤ 100.

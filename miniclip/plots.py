@@ -86,7 +86,7 @@ def similarity_matrices(rows: list[dict], path: Path):
         for axis, row in zip(axes, picked):
             cosines = np.array(row["cosines"])
             own = np.trace(cosines) / len(cosines)
-            other = (cosines.sum() - np.trace(cosines)) / (cosines.size - len(cosines))
+            other = (cosines.sum() - np.trace(cosines)) / max(1, cosines.size - len(cosines))
             picture = axis.imshow(cosines, cmap="magma", vmin=-0.2, vmax=1)
             axis.set(title=f"step {row['step']:,}\nown {own:.2f}, others {other:.2f}",
                      xlabel="text", ylabel="image", xticks=[], yticks=[])
@@ -112,9 +112,9 @@ def retrieval_sheet(model, tokenizer, pairs: Pairs, path: Path):
         for row, (owner, query) in enumerate(zip(owners, queries)):
             rank = (found[row] == owner).nonzero().item() + 1
             axes[row, 0].axis("off")
-            axes[row, 0].text(0, 0.5, "\n".join(textwrap.wrap(query, 30)) + f"\n(rank {rank:,})",
-                              va="center", fontsize=8, color=GREEN if rank <= FOUND else "black",
-                              parse_math=False)  # "$5 and $6" is no formula
+            lines = [*textwrap.wrap(query, 30, max_lines=5, placeholder=" …"), f"(rank {rank:,})"]
+            axes[row, 0].text(0, 0.5, "\n".join(lines), va="center", fontsize=8, parse_math=False,
+                              color=GREEN if rank <= FOUND else "black")  # "$5, $6" is no formula
             for axis, i in zip(axes[row, 1:], found[row, :FOUND].tolist()):
                 show(axis, pairs.images[i], GREEN if i == owner else None)
         axes[0, 0].figure.suptitle(

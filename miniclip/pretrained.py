@@ -323,19 +323,20 @@ def find_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
 def export(run: str, path: str, format: str) -> Path:
     """A run's folder → its weights in another's format, at `path`, which must be new.
 
-    openai: a .pt of tensors, for openai/CLIP's `clip.load`. open_clip: a folder, for
-    `create_model("local-dir:PATH")`. hf: a folder, for transformers' CLIPModel.from_pretrained.
+    openai: a .pt of tensors, for openai/CLIP's `clip.load`; its `clip.tokenize` knows no vocabulary
+    but CLIP's, so texts go through the run's tokenizer. open_clip: a folder, for `create_model` and
+    `get_tokenizer("local-dir:PATH")`. hf: a folder, for transformers' CLIPModel.from_pretrained.
     Folders hold the vocabulary too. ValueError for a model that the format has no words for and
     for a path that is there already; nothing half-written is left behind.
     """
     path = Path(path).expanduser()
     if format not in FORMATS:
         raise ValueError(f"no format {format!r}; there are {', '.join(FORMATS)}")
+    model, tokenizer, _ = checkpoint.load(run)
     if path.exists():
         raise ValueError(f"{path} is there already; name a new one")
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: no such folder to write to")
-    model, tokenizer, _ = checkpoint.load(run)
     check_expressible(model.config, run, format)
     tensors = {other: part.clone(memory_format=torch.contiguous_format)
                for name, tensor in model.state_dict().items()
@@ -400,4 +401,5 @@ def open_clip_settings(config: ModelConfig) -> dict[str, dict]:
                        "head_width": config.vision_width // config.vision_heads},
         "text_cfg": {"context_length": config.context_length, "vocab_size": config.vocab_size,
                      "width": config.text_width, "layers": config.text_layers,
-                     "heads": config.text_heads}}}}
+                     "heads": config.text_heads, "hf_tokenizer_name": "."}}},  # of this folder
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer"}}

@@ -107,8 +107,7 @@ def _placed(rng, objects, relation) -> tuple[Object, ...]:
 
 
 def _object(rng, kind, colour=None, sizes=SIZES) -> Object:
-    textured = kind in SHAPES and rng.random() < 0.35
-    texture = pick(rng, drawing.TEXTURES[1:]) if textured else "plain"
+    texture = pick(rng, drawing.TEXTURES[1:]) if kind in SHAPES and rng.random() < 0.35 else "plain"
     return Object(kind, colour or pick(rng, COATS[kind]), pick(rng, sizes), texture)
 
 

@@ -23,6 +23,7 @@ HUB_DEFAULT = "jxie/flickr8k"
 SHAPES_SPLITS = {"train": (24000, 1), "validation": (1000, 2), "test": (1000, 3)}
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 CAPTION_FILES = ("captions.csv", "captions.txt", "Flickr8k.token.txt")
+TABLES = ("*.parquet", *CAPTION_FILES, "Flickr_8k.*Images.txt")
 IMAGE_FOLDERS = ("", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
 
 
@@ -66,9 +67,9 @@ class Source:
             return "\n".join([*texts, str(SHAPES_SPLITS)])
         if self.kind == "hub":
             return self.where
-        folders = [p for name in IMAGE_FOLDERS if (p := Path(self.where) / name).is_dir()]
-        paths = sorted({p for folder in folders for p in folder.rglob("*")
-                        if p.is_file() and "/." not in str(p)[len(self.where):]})
+        named = folder_rows(Path(self.where), "all") if self.kind == "folder" else ()
+        tables = (p for name in TABLES for p in Path(self.where).glob(name) if p.is_file())
+        paths = sorted({*tables, *(path for _, path, _ in named if path)})
         return "\n".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
 
     def rows(self, split: str) -> Iterator[tuple[str, object, list[str]]]:
@@ -93,8 +94,7 @@ def shapes_rows(split: str):
         raise unknown_split(split, "shapes", SHAPES_SPLITS)
     count, seed = SHAPES_SPLITS[split]
     images, captions, _ = shapes.generate(count, seed)
-    for i in range(count):
-        yield f"scene {i}", images[i], captions[i]
+    yield from zip(map("scene {}".format, range(count)), images, captions)
 
 
 def unreachable(where: str, error: Exception) -> HubUnreachable:

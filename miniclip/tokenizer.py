@@ -130,18 +130,18 @@ def learn_merges(words: dict[str, int], count: int) -> list[str]:
         left, right = symbols[best[0]], symbols[best[1]]
         merges.append(f"{left} {right}")
         symbols.append(left + right)
-        changed = set()
+        changed: Counter[Pair] = Counter()
         for index in where.pop(best):
-            for pair in pairwise(spelled[index]):
-                counts[pair] -= weights[index]
-                changed.add(pair)
-            spelled[index] = merge(spelled[index], best, len(symbols) - 1)
-            for pair in pairwise(spelled[index]):
-                counts[pair] += weights[index]
-                where[pair].add(index)
-                changed.add(pair)
-        for pair in changed:
-            if counts[pair] > 0:
+            old, spelled[index] = spelled[index], merge(spelled[index], best, len(symbols) - 1)
+            change = Counter(pairwise(spelled[index]))
+            change.subtract(pairwise(old))
+            for pair, times in change.items():
+                if times:  # most pairs of a long word stay
+                    changed[pair] += weights[index] * times
+                    where[pair].add(index)
+        for pair, times in changed.items():
+            counts[pair] += times
+            if times and counts[pair] > 0:
                 heapq.heappush(heap, (-counts[pair], pair))
     return merges
 

@@ -16,6 +16,7 @@ import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import torch
 from miniclip_kernels.clip_loss import clip_loss
@@ -144,7 +145,6 @@ def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
 
 NO_HUB = """
 Flickr8k can't be had: {error}.
-
 Training goes on with `shapes`, the built-in generated scenes, neither cropped, mirrored nor tinted:
 their captions name places and colours. Figures for photographs need photographs. To get Flickr8k:
 come back with a network and run the same command, or put its parquet files, or its images with
@@ -196,7 +196,8 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     batches = Batches(pairs, tokenizer, model_config.image_size, config, device)
     model = CLIP(model_config).init_weights(generator).to(device)
     optimizers = build_optimizers(model, config)
-    progress = {"step": 0, "best": -1.0, "best_step": 0, "seconds": 0.0}
+    progress = {"step": 0, "best": -1.0, "best_step": 0, "seconds": 0.0,
+                "data": [pairs.summary, held_out.summary]}
     if not resume:
         checkpoint.make_folder(folder)
     with checkpoint.one_writer(folder, "train"):
@@ -205,12 +206,15 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
             model.load_state_dict(state["model"])
             for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(values)
+            if progress["data"] != (before := state["progress"].get("data", progress["data"])):
+                raise ValueError(f"{folder} was trained on {' and '.join(before)}; {config.data} "
+                                 f"has {' and '.join(progress['data'])} now: start a new --run")
             progress = state["progress"]
             for name in ("metrics.jsonl", "similarity.jsonl"):
                 checkpoint.rewind_rows(folder / name, progress["step"])
         else:
+            save_config(config, folder / "train.json")  # first: by it a folder is known as a run
             save_config(model_config, folder / "config.json")
-            save_config(config, folder / "train.json")
             tokenizer.save(folder / "tokenizer.json")
         run = Run(folder, config, model, tokenizer, held_out, optimizers, progress)
         run.loop(batches, device)
@@ -264,7 +268,8 @@ class Run:
                 if due or stop.asked:
                     self.save()
                 if stop.asked and not last:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(
+                        f"; go on with: miniclip train --run {quote(str(self.folder))} --resume")
 
     def log(self, image_features, text_features, loss, scale) -> str:
         """One line of metrics.jsonl, and the same for the eye."""
@@ -288,20 +293,18 @@ class Run:
         mean = (metrics["image_to_text"]["R@10"] + metrics["text_to_image"]["R@10"]) / 2
         step = self.progress["step"]
         checkpoint.append_row(self.folder / "metrics.jsonl", {"step": step, **metrics})
-        shown = min(SHOWN, len(self.held_out))
-        matrix = embed_images(self.model, self.held_out.images[:shown]) @ embed_texts(
-            self.model, self.tokenizer, [c[0] for c in self.held_out.captions[:shown]]).T
+        matrix = embed_images(self.model, self.held_out.images[:SHOWN]) @ embed_texts(
+            self.model, self.tokenizer, [c[0] for c in self.held_out.captions[:SHOWN]]).T
         checkpoint.append_row(self.folder / "similarity.jsonl", {
             "step": step, "cosines": [[round(x, 4) for x in row] for row in matrix.tolist()]})
-        if mean > self.progress["best"]:
+        if mean >= self.progress["best"]:  # of equals the last: few images are soon all found
             self.progress.update(best=mean, best_step=step)
             checkpoint.save_weights(self.model, self.folder)
         self.model.train()
 
     def diagnosis(self, step, loss, norm, scale) -> str:
         return (f"step {step + 1}: loss {loss.item():.4g}, gradient norm {norm.item():.4g}, scale "
-                f"{scale.item():.4g}: no longer finite. {self.folder} keeps the best weights (of "
-                f"step {self.progress['best_step']}) and the last good state. Try a lower "
+                f"{scale.item():.4g}: no longer finite. Start again with a lower "
                 "--learning-rate or --muon-learning-rate, or a longer --warmup")
 
     def finish(self, pairs: Pairs, device: torch.device) -> dict:

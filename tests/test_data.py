@@ -161,6 +161,7 @@ def test_everything_odd_is_counted_and_nothing_is_fatal(folder, capsys):
         assert np.abs(image.astype(int) - expected).max() <= 8
     head, *notes = pairs.summary.split("; ")
     assert head == f"{len(KEPT)} images, {len(KEPT) + 1} captions"
+    notes = [note.partition(", such as ")[0] for note in notes]
     counted = {note.split(": ")[1]: int(note.split(":")[0].split()[1]) for note in notes}
     assert counted.pop("truncated") + counted.pop("unreadable") == 7
     assert counted == {
@@ -225,18 +226,37 @@ def test_a_changed_file_in_a_folder_of_ones_own_is_noticed(folder):
         f"holiday/{i}.jpg,a caption\n" for i in range(3)))
     assert len(load(folder, "all")) == 3
     (folder / "holiday/1.jpg").unlink()
-    assert load(folder, "all").summary == "2 images, 2 captions; skipped 1: missing"
+    assert load(folder, "all").summary == (
+        "2 images, 2 captions; skipped 1: missing, such as 'holiday/1.jpg'")
 
 
-def test_what_is_hidden_in_a_folder_is_no_change(photos, cache):
-    """An index lies in the folder that it tells of, and a desktop leaves files everywhere."""
+@pytest.mark.parametrize("how", ["by whole paths", "through a link"])
+def test_a_change_is_noticed_wherever_the_images_are(folder, tmp_path, how):
+    write_images(tmp_path / "elsewhere", range(3))
+    (folder / "photos").symlink_to(tmp_path / "elsewhere")
+    where = "photos" if how == "through a link" else tmp_path / "elsewhere"
+    (folder / "captions.csv").write_text("image,caption\n" + "".join(
+        f"{where}/{i}.jpg,a caption\n" for i in range(3)))
+    before = np.array(load(folder, "all").images)
+    (tmp_path / "elsewhere/1.jpg").write_bytes(encoded(picture(7)))
+    (tmp_path / "elsewhere/2.jpg").unlink()
+    pairs = load(folder, "all")
+    assert len(pairs) == 2 and (pairs.images[0] == before[0]).all()
+    assert (pairs.images[1] != before[1]).any()
+    (tmp_path / "elsewhere/2.jpg").write_bytes(encoded(picture(8)))
+    assert len(load(folder, "all")) == 3  # what was missing, and is there
+
+
+def test_only_what_is_read_is_a_change(photos, cache):
+    """An index or a run may lie in the folder, and a desktop leaves files everywhere."""
     load(photos, "all")
-    for name in (".miniclip/search.png", "Images/.DS_Store"):
-        (photos / name).parent.mkdir(exist_ok=True)
+    for name in (".miniclip/search.png", "Images/.DS_Store", "runs/tiny/curves.png", "notes.txt",
+                 "Images/new.jpg"):
+        (photos / name).parent.mkdir(exist_ok=True, parents=True)
         (photos / name).write_bytes(b"new")
     load(photos, "all")
     [entry] = cache.iterdir()
-    (photos / "Images/new").touch()  # what can be seen, counts
+    os.utime(photos / "Images/1.jpg", (1, 1))
     load(photos, "all")
     assert len(list(cache.iterdir())) == 2
     mask = os.umask(0)
@@ -387,7 +407,7 @@ def test_a_limit_takes_the_first_rows_good_or_not(folder):
 
 
 def test_a_negative_limit(folder, cache):
-    with pytest.raises(ValueError, match="^limit is -1; it must not be negative$"):
+    with pytest.raises(ValueError, match="^limit is -1; it must be 0 .all. or a number of images$"):
         load(folder, limit=-1)
     assert not cache.exists()
 

@@ -87,7 +87,7 @@ def test_every_shape_gives_features_and_trains_every_parameter(config):
     ({"text_width": 0}, "text_width is 0"),
     ({"vision_heads": 5}, "vision_width 24 is .* multiple of vision_heads 5"),
     ({"text_heads": 3}, "text_width 20 is .* multiple of text_heads 3"),
-    ({"text_layers": -1}, "text_layers is .*negative"),
+    ({"text_layers": -1}, "text_layers is .*from 0 to 1,000"),
     ({"image_size": 36}, "patch_size 8 must divide image_size 36"),
     ({"patch_size": 2, "image_size": 32}, "multiple of 4, the stride of 2 stem convolutions"),
     ({"context_length": 2}, "context_length is 2"),

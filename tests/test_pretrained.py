@@ -381,6 +381,39 @@ def test_open_clips_own_modules(tmp_path, quick_gelu):
         check_same(outputs(model, pixels, tokens), done[name])
 
 
+OPEN_CLIPS_TOKENIZER = """
+import sys
+from unittest.mock import MagicMock
+import torch
+from transformers import AutoModel, AutoTokenizer, CLIPModel  # before torchvision is one in name
+for name in ("torchvision", "torchvision.ops", "torchvision.ops.misc", "torchvision.transforms",
+             "torchvision.transforms.functional", "torchvision.datasets"):
+    sys.modules[name] = MagicMock(__path__=[])
+sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = torch.nn.Identity
+import open_clip
+import miniclip
+run, exported = sys.argv[1:]
+texts = ["! a dog", "'é", "a dog in the snow, a dog"]
+ids = open_clip.get_tokenizer("local-dir:" + exported)(texts)
+model, tokenizer, _ = miniclip.load(run)
+theirs = open_clip.create_model("local-dir:" + exported).eval()
+with torch.no_grad():
+    torch.testing.assert_close(theirs.encode_text(ids), model.encode_text(tokenizer(texts)))
+"""
+
+
+@pytest.mark.skipif(not (importlib.util.find_spec("open_clip")
+                         and importlib.util.find_spec("transformers")),
+                    reason="open_clip and transformers are not both installed here")
+def test_open_clip_reads_the_exported_vocabulary(tmp_path):
+    """Its own would give other ids, of which some are none of this model's."""
+    run = write_run(tmp_path / "run", ODD)
+    path = pretrained.export(str(run), str(tmp_path / "to"), "open_clip")
+    done = subprocess.run([sys.executable, "-c", OPEN_CLIPS_TOKENIZER, str(run), str(path)],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 # ------------------------------------------------------------------------------- what isn't tensors
 
 
@@ -891,7 +924,7 @@ def test_there_and_back(tmp_path, shape, format, quick_gelu):
         "merges.txt", "vocab.json", *(
             ["config.json", "preprocessor_config.json", "tokenizer_config.json",
              "model.safetensors"] if format == "hf" else
-            ["open_clip_config.json", "open_clip_model.safetensors"])])
+            ["open_clip_config.json", "open_clip_model.safetensors", "tokenizer_config.json"])])
     (model, tokenizer, transform), (back, tokens, pixels) = miniclip.load(run), miniclip.load(path)
     assert back.config == model.config and pixels == transform
     for a, b in zip(model.state_dict().items(), back.state_dict().items(), strict=True):

@@ -6,6 +6,7 @@ Tiny models on the built-in scenes; each run takes seconds.
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from miniclip_kernels.clip_loss import clip_loss
+from small_data import write_images
 
 from miniclip import checkpoint, data, sources
 from miniclip.cli import main
@@ -55,7 +57,7 @@ def test_a_run_leaves_what_it_promises(tmp_path, every_step):
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "images" in row] == [0, 2, 4, 6]
     assert set(metrics["shapes"]) == {"held_out", "relations"}
-    best = max((row for row in rows if "images" in row), key=lambda row: (
+    best = max((row for row in reversed(rows) if "images" in row), key=lambda row: (
         row["image_to_text"]["R@10"] + row["text_to_image"]["R@10"]))
     assert metrics["image_to_text"] == best["image_to_text"]  # the best, not the last, is kept
     assert metrics["training"]["best_step"] == best["step"]
@@ -209,6 +211,36 @@ def test_a_damaged_run_is_not_resumed(tmp_path, capsys, file, content):
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and str(folder / file) in error[0]
     assert (folder / "metrics.jsonl").read_bytes() == kept
+
+
+def test_data_may_move_but_not_change_before_a_resume(tmp_path, folder, cache, capsys):
+    write_images(folder / "images", range(60))
+    rows = [f"{i}.jpg,a picture\n" for i in range(60)]
+    (folder / "captions.csv").write_text("".join(["image,caption\n", *rows[:50]]))
+    small = [*SMALL[6:], "--batch-size", "8", "--run", str(tmp_path / "run")]
+    assert main(["train", "--data", str(folder), *small, "--steps", "4"]) == 0
+    moved, resume = tmp_path / "moved", ["train", "--run", str(tmp_path / "run"), "--resume"]
+    folder.rename(moved)
+    capsys.readouterr()
+    assert main(resume) == 2 and "no such folder" in capsys.readouterr().err
+    assert main([*resume, "--data", str(moved)]) == 0
+    (moved / "captions.csv").write_text("".join(["image,caption\n", *rows]))
+    capsys.readouterr()
+    assert main([*resume, "--data", str(moved)]) == 2
+    assert re.search(r"was trained on 45 images.* and 5 images.*; .*moved has 54 images.* and 6 "
+                     "images.* now: start a new --run", capsys.readouterr().err)
+    assert main([*resume, "--data", str(moved), "--steps", "9"]) == 2
+    assert "leave out --steps" in capsys.readouterr().err
+
+
+def test_on_few_images_the_last_weights_are_kept(tmp_path, folder, cache):
+    """Where a handful is held out R@10 is 100 % from the start: an untrained model's too."""
+    write_images(folder / "images", range(40))
+    (folder / "captions.csv").write_text("image,caption\n" + "".join(
+        f"{i}.jpg,picture {i}\n" for i in range(40)))
+    found = train(replace(CONFIG, data=str(folder), limit=0, steps=4, eval_every=2), MODEL,
+                  tmp_path / "run", device="cpu")
+    assert found["image_to_text"]["R@10"] == 100 and found["training"]["best_step"] == 4
 
 
 def test_it_trains_in_a_thread(tmp_path):
