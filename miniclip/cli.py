@@ -231,7 +231,7 @@ def print_training(metrics: dict, folder: Path):
     print(f"""
 Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:
   miniclip eval {quote(str(folder))} --data {quote(data)} --json    the figures again, for scripts
-  miniclip train --preset flickr8k-20min --data {quote(data)}    longer: the best recipe""")
+  miniclip train --preset flickr8k-20min{f' --data {quote(data)}' * (data != 'shapes')}  longer""")
 
 
 def build_parser() -> argparse.ArgumentParser:

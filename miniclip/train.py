@@ -210,6 +210,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                 raise ValueError(f"{folder} was trained on {' and '.join(before)}; {config.data} "
                                  f"has {' and '.join(progress['data'])} now: start a new --run")
             progress = state["progress"]
+            save_config(config, folder / "train.json")  # the data may have moved
             for name in ("metrics.jsonl", "similarity.jsonl"):
                 checkpoint.rewind_rows(folder / name, progress["step"])
         else:
@@ -226,8 +227,7 @@ class Run:
 
     def __init__(self, folder, config, model, tokenizer, held_out, optimizers, progress):
         self.folder, self.config, self.model, self.tokenizer = folder, config, model, tokenizer
-        self.held_out: Pairs = held_out
-        self.optimizers, self.progress = optimizers, progress
+        self.held_out, self.optimizers, self.progress = held_out, optimizers, progress
 
     def loop(self, batches: Batches, device: torch.device):
         """From progress["step"] to config.steps."""

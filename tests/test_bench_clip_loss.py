@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from math import nan
 
 import bench_clip_loss as benchmark
 import pytest
@@ -97,10 +98,13 @@ def test_wrong_results_are_no_figures_but_a_peers_are(quick, monkeypatch, tmp_pa
         assert (row["error"] or "").startswith("loss and norms") == (row["impl"] == "tiled")
     assert "tiled, forward+backward: loss and norms of the gradients are 3." in out
     cells = [benchmark.Cell(name, None, True, [], found=found)
-             for name, found in (("dense", [4.0, 1.0]), ("peer", [5.0, 1.0]))]
+             for name, found in (("dense", [4.0, 1.0]), ("peer", [5.0, None]),
+                                 ("tiled", [4.0, nan]), ("other", [4.0, None]))]
     benchmark.compare(cells)
-    assert not any(cell.error for cell in cells)
-    assert "peer, forward+backward: loss and norms" in capsys.readouterr().out
+    assert [cell.impl for cell in cells if cell.error] == ["tiled"]
+    out = capsys.readouterr().out
+    assert "peer, forward+backward: loss and norms of the gradients are 5, none, of dense 4" in out
+    assert "other" not in out
 
 
 def test_a_gpu_that_broke_down_ends_the_run(quick, monkeypatch, tmp_path, capsys):

@@ -223,7 +223,7 @@ def test_data_may_move_but_not_change_before_a_resume(tmp_path, folder, cache, c
     folder.rename(moved)
     capsys.readouterr()
     assert main(resume) == 2 and "no such folder" in capsys.readouterr().err
-    assert main([*resume, "--data", str(moved)]) == 0
+    assert main([*resume, "--data", str(moved)]) == 0 == main(resume)  # it is known from now on
     (moved / "captions.csv").write_text("".join(["image,caption\n", *rows]))
     capsys.readouterr()
     assert main([*resume, "--data", str(moved)]) == 2
