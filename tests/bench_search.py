@@ -6,7 +6,7 @@ Queries: random unit vectors, D = 512, warm cache; loading a model and embedding
 not counted. Each way is timed in a row: threads of one that still spin would cost the next time.
 Building: JPEGs of 640 × 480, generated, or those of MINICLIP_DATA's parquet files,
 against the loop that most people write. Both with a ViT-B/32 of random weights, round by round in
-turn; ours is the whole of `index`, with loading the model and starting the processes. Last, what a
+turn; ours is the whole of `index`, with loading the model. Last, what a
 person waits for: `miniclip search` in that index, from the command to its answer.
 """
 

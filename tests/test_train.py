@@ -31,9 +31,18 @@ MODEL = replace(TINY, vision_width=48, text_width=48, embed_dim=32, vision_heads
 CONFIG = TrainConfig(data="shapes", limit=64, steps=6, batch_size=16, eval_every=2, warmup=2)
 
 
+@pytest.fixture
+def to_the_end():
+    """For tests that look at what comes after training, which takes longer than these trainings."""
+
+
 @pytest.fixture(autouse=True)
-def few_scenes(monkeypatch):
+def quick(monkeypatch, request):
     monkeypatch.setattr(sources, "SHAPES_SPLITS", {"train": (64, 1), "validation": (24, 2)})
+    if "to_the_end" not in request.fixturenames:
+        monkeypatch.setattr("miniclip.plots.draw_run", lambda *_: None)
+        monkeypatch.setattr("miniclip.train.shapes_report", lambda *_: {
+            "held_out": {"plain": 0.0}, "relations": 0.0})
 
 
 def losses(folder):
@@ -46,7 +55,7 @@ def every_step(monkeypatch):
     monkeypatch.setattr("miniclip.train.LOG_EVERY", 1)
 
 
-def test_a_run_leaves_what_it_promises(tmp_path, every_step):
+def test_a_run_leaves_what_it_promises(tmp_path, every_step, to_the_end):
     metrics = train(CONFIG, MODEL, tmp_path / "run", device="cpu")
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"model.safetensors", "config.json", "train.json", "tokenizer.json", "state.pt",
@@ -89,7 +98,7 @@ def test_it_learns_a_batch_by_heart(tmp_path, every_step):
     assert rows[-1]["loss"] < 0.3 and rows[-1]["accuracy"] > 0.9
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path, every_step):
+def test_the_same_seed_gives_the_same_bytes(tmp_path, every_step, to_the_end):
     for name in ("a", "b"):
         train(CONFIG, MODEL, tmp_path / name, device="cpu")
     for file in ("metrics.jsonl", "similarity.jsonl", "model.safetensors", "curves.png",
@@ -136,9 +145,10 @@ def test_resume_is_bit_for_bit(tmp_path, every_step, monkeypatch, when):
 
 SCRIPT = """
 import sys, time
-from miniclip import checkpoint, sources
+from miniclip import checkpoint, plots, sources
 from miniclip.cli import main
 sources.SHAPES_SPLITS = {"train": (64, 1), "validation": (24, 2)}
+plots.draw_run = lambda *_: None  # it takes longer than such a training
 slow = sys.argv.pop(1) == "slow"
 if slow:  # a save that takes long enough to be killed in
     import torch
