@@ -219,19 +219,19 @@ def print_training(metrics: dict, folder: Path):
           f"{run['seconds']:.0f} s, {run['peak_memory_mb']:,} MB at most; "
           f"best at step {run['best_step']:,}")
     print_recalls(metrics)
-    if "shapes" in metrics:
-        held_out = metrics["shapes"]["held_out"]
+    if found := metrics.get("shapes"):
+        held_out = found["held_out"]
         print(f"\n  zero-shot on combinations held out of training (chance 1 %): "
               f"{held_out['plain']:.1f} %")
         print("  the same, shifted: " + ", ".join(
             f"{style} {score:.1f}" for style, score in held_out.items() if style != "plain"))
-        print(f"  right caption against its objects swapped (chance 50 %): "
-              f"{metrics['shapes']['relations']:.1f} %")
+        print(f"  right caption against objects swapped (chance 50 %): {found['relations']:.1f} %")
     data = load_config(TrainConfig, folder / "train.json").data
+    photographs = f" --data {quote(data)}" * (data != "shapes")
     print(f"""
 Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:
   miniclip eval {quote(str(folder))} --data {quote(data)} --json    the figures again, for scripts
-  miniclip train --preset flickr8k-20min{f' --data {quote(data)}' * (data != 'shapes')}  longer""")
+  miniclip train --preset flickr8k-20min{photographs}    the best recipe for photographs""")
 
 
 def build_parser() -> argparse.ArgumentParser:
