@@ -161,7 +161,7 @@ from miniclip_kernels.clip_loss import clip_loss
 
 def figures(backend):
     generator = torch.Generator("cuda").manual_seed(0)
-    x = torch.randn(2, 33001, 512, device="cuda", generator=generator)
+    x = torch.randn(2, 32801, 512, device="cuda", generator=generator)
     x = torch.nn.functional.normalize(x, dim=-1).bfloat16().requires_grad_()
     loss = clip_loss(*x, 14.3, backend=backend)
     loss.backward()
