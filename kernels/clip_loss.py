@@ -48,10 +48,10 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     wrong and is not given any) and "tiled" (any device) never hold the M × N matrix whole; "dense"
     is plain PyTorch, "numpy" the float64 reference, and both do. "triton" keeps nothing of it at
     all, "blocks" at most 128 MiB at a time in the backward pass, which needs fewer products.
-    "hopper" is "blocks" written for GPUs of compute capability 9 (16 bits, D ≤ 512), and not
-    measured yet. "auto": on CUDA from compute capability 8.0 on blocks, triton if D ≤ 128 or
-    M·N·D ≤ 2³³ (4,096 pairs of 512 features); else tiled. A backend that is named and can't run
-    raises.
+    "hopper" is "blocks" written for GPUs of compute capability 9 (16 bits, D ≤ 512). "auto": on
+    CUDA from compute capability 8.0 on triton if D ≤ 64 or M·N·D ≤ 2³² (2,896 pairs of 512
+    features), else hopper or, where that can't, blocks; elsewhere tiled. A backend that is named
+    and can't run raises.
     Gradients of first order, of one loss at a time (torch.func and more: "dense"); the same bits
     for the same input on the same device. For features that are far from unit length, |S| above
     some 10⁴, "triton" has gradients of few digits; take "blocks" or "tiled".
@@ -59,7 +59,8 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     """
     check(image_features, text_features, logit_scale, label_offset, direction, backend)
     ids = check_ids(image_features, text_features, image_ids, text_ids)
-    backend = choose(backend, image_features, len(text_features))
+    if not torch.compiler.is_compiling():  # a compiler can't ask; the operators can, when they run
+        backend = choose(backend, image_features, len(text_features))
     wide = torch.promote_types(image_features.dtype, torch.float32)
     if isinstance(logit_scale, Tensor):
         scale = logit_scale.to(image_features.device, wide).reshape(())
@@ -156,14 +157,15 @@ def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset
     ids: image_ids (M,) and text_ids (N,), or nothing.
     """
     with as_asked(I.device.type):
-        return passes(backend)[0](I, T, scale, Labels(label_offset, both, *ids))
+        return passes(choose(backend, I, len(T)))[0](I, T, scale, Labels(label_offset, both, *ids))
 
 
 def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], label_offset: int,
              both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """saved: I, T, the scale, r and c → the gradients of I (M, D), T (N, D) and the scale ()."""
     with as_asked(saved[0].device.type):
-        return passes(backend)[1](upstream, *saved, Labels(label_offset, both, *ids))
+        _, run = passes(choose(backend, saved[0], len(saved[1])))
+        return run(upstream, *saved, Labels(label_offset, both, *ids))
 
 
 forward_operator, backward_operator = (
@@ -234,19 +236,15 @@ def passes(backend):
 
 def choose(backend, features, N) -> str:
     """The backend that "auto" stands for; ValueError for a named one that can't run here."""
-    M, D = features.shape
-    if backend == "auto":
-        fits = features.is_cuda and HAS_TRITON and features.dtype != torch.float64 and D <= 2048
-        if fits and not torch.compiler.is_compiling():  # a compiler can't ask
-            from miniclip_kernels.triton_loss import architecture
-            fits = architecture(features.device) >= (8, 0)  # the older have too little memory
-        few = D <= 128 or M * N * D <= 2**33  # features; or pairs: fewer launches count for more
-        return ("triton" if few else "blocks") if fits else "tiled"
-    if backend in TRITON:
+    if backend == "auto" and not (features.is_cuda and HAS_TRITON):
+        return "tiled"
+    if backend == "auto" or backend in TRITON:
         if not HAS_TRITON:
             raise ValueError(f"backend {backend!r} needs the package triton: not installed")
         from miniclip_kernels import triton_loss
 
+        if backend == "auto":
+            return triton_loss.best(features, N)
         triton_loss.check(backend, features)
     return backend
 

@@ -51,9 +51,9 @@ def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, D: tl.c
                      BLOCK_K, PRECISION)
     S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
     r_here = tl.load(r + rows, mask=rows < M, other=0.0)
-    entries = BOOST * softmax_gradient(
-        S, row, column, first_column, first_row + label_offset - first_column, r_here, c, N, True,
-        COLUMNS)
+    c_here = tl.load(c + columns, mask=(columns < N) & COLUMNS, other=0.0)
+    entries = BOOST * softmax_gradient(S, row, column, first_row + label_offset - first_column,
+                                       r_here, c_here, True, COLUMNS)
     G.store([first_row, first_column], entries.to(G.dtype))  # nothing beyond the edge
 
 

@@ -43,9 +43,10 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-ROWS, FEATURES = 128, 64  # rows, and columns, of a tile; features of a part
-BLOCK, BLOCK_K = gl.constexpr(ROWS), gl.constexpr(FEATURES)
+ROWS, FEATURES, OUT = 128, 64, 32  # rows, and columns, of a tile; features of a part; and below
+BLOCK, BLOCK_K, WIDTH = gl.constexpr(ROWS), gl.constexpr(FEATURES), gl.constexpr(OUT)
 TILE = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))  # four warps have it
+QUARTER = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))  # of columns: one for each thread
 # The same in both languages.
 leave_out, softmax_gradient = (gluon.jit(x.fn) for x in (base.leave_out, base.softmax_gradient))
@@ -96,36 +97,40 @@ def product(memory, number, TURN: gl.constexpr):
 
 
 @gluon.jit
-def leave(entries, G, way_out, row, column):
-    """A tile of G, as float32, → memory, by halves: there is no room for more on the way."""
-    halves = entries.to(G.dtype).reshape([BLOCK, 2, BLOCK_K]).permute((0, 2, 1))
-    left, right = gl.split(halves)
-    for half in gl.static_range(2):
-        tma.store_wait(0)  # the half before has left
-        way_out.store(right if half else left)
-        hopper.fence_async_shared()
-        tma.async_copy_shared_to_global(G, [row, column + half * BLOCK_K], way_out)
+def leave(S, scale, r, c, G, way_out, first_row, first_column, labels, BOTH: gl.constexpr,
+          HAS_IDS: gl.constexpr, RAGGED: gl.constexpr, BOOST: gl.constexpr):
+    """A quarter of a tile of I Tᵀ → BOOST · G, which leaves for memory while the next is made.
+
+    The scale is asked for again: else the compiler would make all quarters before the first leaves.
+    """
+    row = gl.arange(0, BLOCK, gl.SliceLayout(1, QUARTER))
+    column = gl.arange(0, WIDTH, gl.SliceLayout(0, QUARTER))
+    S = gl.convert_layout(S, QUARTER) * (gl.load(scale) * LOG2E)
+    S = leave_out(S, first_row + row, first_column + column, *labels, HAS_IDS, RAGGED)
+    between = first_row + labels[2] - first_column  # labels[2] is the label offset
+    entries = BOOST * softmax_gradient(S, row, column, between, r, c, True, BOTH)
+    tma.store_wait(1)  # the quarter before the last has left: there is room for two
+    way_out.store(entries.to(G.dtype))
+    hopper.fence_async_shared()
+    tma.async_copy_shared_to_global(G, [first_row, first_column], way_out)
 
 
 @gluon.jit
-def take_turns(memory, walk, labels, numbers, G, TURN: gl.constexpr, SUMS: gl.constexpr,
-               BOTH: gl.constexpr, HAS_IDS: gl.constexpr, RAGGED: gl.constexpr,
-               BOOST: gl.constexpr):
-    """Four warps and every second tile: its sums, or BOOST · G of it."""
+def take_turns(memory, walk, labels, numbers, G, TURN: gl.constexpr, BOTH: gl.constexpr,
+               HAS_IDS: gl.constexpr, RAGGED: gl.constexpr, BOOST: gl.constexpr):
+    """Four warps and every second tile: its sums if there is no G; or BOOST · G of it."""
     i, ring, _, _, full_I, empty_I, go, way_out = memory
     first_block, blocks, step, first, last = walk
-    M, N, label_offset, i_ids, t_ids = labels
+    M, N, _, _, _ = labels
     scale, by_row, by_column, room = numbers  # row_sums and column_sums; or r and c
-    row = gl.arange(0, BLOCK, gl.SliceLayout(1, TILE))
-    column = gl.arange(0, BLOCK, gl.SliceLayout(0, TILE))
+    LAYOUT: gl.constexpr = TILE if G is None else QUARTER
+    row = gl.arange(0, BLOCK, gl.SliceLayout(1, LAYOUT))
     scale2 = gl.load(scale) * LOG2E
     shift = gl.maximum(scale2 - room, 0.0)
     round_I, turns = 0, 0
     for block in range(first_block, blocks, step):
         rows = block * BLOCK + row
-        numbers_I = gl.full([BLOCK], 0.0, gl.float32, gl.SliceLayout(1, TILE))
-        if not SUMS:
-            numbers_I = gl.load(by_row + rows, mask=rows < M, other=0.0)
+        numbers_I = gl.load(by_row + rows, mask=(rows < M) & (G is not None), other=0.0)
         mbarrier.wait(full_I, round_I & 1)
         for tile in range(first + TURN, last + TURN, 2):
             mbarrier.wait(go.index(TURN), (turns & 1) ^ (1 - TURN))
@@ -133,10 +138,10 @@ def take_turns(memory, walk, labels, numbers, G, TURN: gl.constexpr, SUMS: gl.co
             if tile < last:
                 corner = tile * BLOCK
                 number = (round_I * (last - first) + tile - first) * i.shape[0]
-                S = leave_out(product(memory, number, TURN) * scale2, rows, corner + column, M, N,
-                              label_offset, i_ids, t_ids, HAS_IDS, RAGGED)
-                if SUMS:
-                    E = gl.exp2(S - shift)
+                if G is None:
+                    columns = corner + gl.arange(0, BLOCK, gl.SliceLayout(0, TILE))
+                    S = product(memory, number, TURN) * scale2
+                    E = gl.exp2(leave_out(S, rows, columns, *labels, HAS_IDS, RAGGED) - shift)
                     numbers_I += gl.sum(E, 1)
                     if BOTH:  # nobody else writes this line, nor the other turn these columns
                         columns = corner + gl.arange(0, BLOCK, LINE)
@@ -144,18 +149,26 @@ def take_turns(memory, walk, labels, numbers, G, TURN: gl.constexpr, SUMS: gl.co
                         gl.atomic_add(line + columns, gl.convert_layout(gl.sum(E, 0), LINE),
                                       mask=columns < N, sem="relaxed")
                 else:
-                    entries = softmax_gradient(S, row, column, corner,
-                                               block * BLOCK + label_offset - corner, numbers_I,
-                                               by_column, N, True, BOTH)
-                    leave(entries * BOOST, G, way_out.index(TURN), block * BLOCK, corner)
+                    c = ()  # is asked for early, for it comes from far away
+                    for q in gl.static_range(4):
+                        columns = corner + gl.arange(0, WIDTH, gl.SliceLayout(0, QUARTER))
+                        columns += q * WIDTH
+                        c += (gl.load(by_column + columns, mask=(columns < N) & BOTH, other=0.0),)
+                    S = product(memory, number, TURN).reshape([BLOCK, 2, 2, WIDTH])
+                    left, right = gl.split(S.permute((0, 3, 2, 1)))
+                    quarters = gl.split(left) + gl.split(right)
+                    for q in gl.static_range(4):
+                        leave(quarters[q], scale, numbers_I, c[q], G,
+                              way_out.index(2 * TURN + q % 2), block * BLOCK, corner + q * WIDTH,
+                              labels, BOTH, HAS_IDS, RAGGED, BOOST)
             else:  # of an odd number of tiles there is none for this turn
                 mbarrier.arrive(go.index(1 - TURN))
         mbarrier.arrive(empty_I)
         round_I += 1
-        if SUMS:
+        if G is None:
             line = by_row + gl.cast(gl.program_id(1) * 2 + TURN, gl.int64) * M
             gl.store(line + rows, numbers_I, mask=rows < M)
-    if not SUMS:
+    if G is not None:
         tma.store_wait(0)
 
 
@@ -169,10 +182,9 @@ def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 
 @gluon.jit
 def walk_kernel(I, T, scale, i_ids, t_ids, by_row, by_column, G, M, N, label_offset,  # noqa: E741
-                room, K_STEPS: gl.constexpr, STAGES: gl.constexpr, SUMS: gl.constexpr,
-                BOTH: gl.constexpr, HAS_IDS: gl.constexpr, RAGGED: gl.constexpr,
-                BOOST: gl.constexpr):
-    """SUMS: `triton_loss.sums_kernel`, with by_row (2 · splits, M), a line for each turn, and
+                room, K_STEPS: gl.constexpr, STAGES: gl.constexpr, BOTH: gl.constexpr,
+                HAS_IDS: gl.constexpr, RAGGED: gl.constexpr, BOOST: gl.constexpr):
+    """Without G: `triton_loss.sums_kernel`, with by_row (2 · splits, M), a line for each turn, and
     by_column (groups, N) the sums. Else BOOST · G (M, N), in the features' type, from r and c.
 
     Grid (groups, splits): a program has every `groups`-th block of rows, and a stretch of columns.
@@ -180,8 +192,8 @@ def walk_kernel(I, T, scale, i_ids, t_ids, by_row, by_column, G, M, N, label_off
     i = gl.allocate_shared_memory(I.dtype, [K_STEPS, BLOCK, BLOCK_K], I.layout)
     ring = gl.allocate_shared_memory(T.dtype, [STAGES, BLOCK, BLOCK_K], T.layout)
     way_out = i
-    if not SUMS:
-        way_out = gl.allocate_shared_memory(I.dtype, [2, BLOCK, BLOCK_K], I.layout)
+    if G is not None:
+        way_out = gl.allocate_shared_memory(I.dtype, [4, BLOCK, WIDTH], G.layout)
     memory = (i, ring, barriers(STAGES, 1), barriers(STAGES, 1), barriers(1, 1).index(0),
               barriers(1, 2).index(0), barriers(2, 1), way_out)
     tiles = gl.cdiv(N, BLOCK)
@@ -191,8 +203,8 @@ def walk_kernel(I, T, scale, i_ids, t_ids, by_row, by_column, G, M, N, label_off
             gl.minimum(first + stretch, tiles))
     labels, numbers = (M, N, label_offset, i_ids, t_ids), (scale, by_row, by_column, room)
     gl.warp_specialize([
-        (take_turns, (memory, walk, labels, numbers, G, 0, SUMS, BOTH, HAS_IDS, RAGGED, BOOST)),
-        (take_turns, (memory, walk, labels, numbers, G, 1, SUMS, BOTH, HAS_IDS, RAGGED, BOOST)),
+        (take_turns, (memory, walk, labels, numbers, G, 0, BOTH, HAS_IDS, RAGGED, BOOST)),
+        (take_turns, (memory, walk, labels, numbers, G, 1, BOTH, HAS_IDS, RAGGED, BOOST)),
         (fetch, (I, T, memory, walk))], [4, 1], [232, 40])
 
 
@@ -215,15 +227,15 @@ def grid(M, N, most):
 
 
 @cache
-def tile_layout(dtype):
-    """How a tile (ROWS, FEATURES) lies in shared memory."""
-    return gl.NVMMASharedLayout.get_default_for([ROWS, FEATURES], getattr(gl, str(dtype)[6:]))
+def tile_layout(dtype, width):
+    """How a tile (ROWS, width) lies in shared memory."""
+    return gl.NVMMASharedLayout.get_default_for([ROWS, width], getattr(gl, str(dtype)[6:]))
 
 
-def in_tiles(matrix):
-    """A descriptor of which tiles (ROWS, FEATURES) are loaded or stored."""
-    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [ROWS, FEATURES],
-                            tile_layout(matrix.dtype))
+def in_tiles(matrix, width=FEATURES):
+    """A descriptor of which tiles (ROWS, width) are loaded or stored."""
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [ROWS, width],
+                            tile_layout(matrix.dtype, width))
 
 
 def launch(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, both):  # noqa: E741
@@ -233,9 +245,8 @@ def launch(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, bot
     with base.on(I):
         walk_kernel[grid](
             in_tiles(I), in_tiles(T), scale, *ids, by_row, by_column, G, M, N, label_offset, room,
-            K_STEPS=parts, STAGES=4 if parts > 4 else 8, SUMS=G is None, BOTH=both,
-            HAS_IDS=ids[0] is not None, RAGGED=base.ragged(M, ROWS, N, ROWS),
-            BOOST=base.boost(I.dtype), num_warps=4)
+            K_STEPS=parts, STAGES=4 if parts > 4 else 8, BOTH=both, HAS_IDS=ids[0] is not None,
+            RAGGED=base.ragged(M, ROWS, N, ROWS), BOOST=base.boost(I.dtype), num_warps=4)
 
 
 def sums(I, T, scale, labels, room):  # noqa: E741
@@ -250,7 +261,7 @@ def sums(I, T, scale, labels, room):  # noqa: E741
 
 def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
     """As `triton_blocks.write`: one block of BOOST · G, from its own rows of everything."""
-    launch(I, T, scale, ids, r, c, in_tiles(block), label_offset, 0.0,
+    launch(I, T, scale, ids, r, c, in_tiles(block, OUT), label_offset, 0.0,
            grid(*block.shape, programs(I.device)), both)
 
 

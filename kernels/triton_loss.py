@@ -106,10 +106,11 @@ def tiles(dtype, D, architecture):
     else:
         sums = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
         gradient = {"TILE": 128, "BLOCK_D": min(wide_enough, 256)}
-    cap = {"maxnreg": 128} if architecture[0] == 9 and dtype != torch.float32 else {}
-    square = {name: x for name, x in sums.items() if name not in ("BLOCK_M", "BLOCK_N")}
-    return {"sums": sums | cap, "finish": square | {"TILE": sums["BLOCK_M"]},
-            "block": sums | cap, "gradient": square | gradient}
+        if architecture[0] == 9:
+            sums |= {"maxnreg": 128} if D <= 512 else {"BLOCK_N": 256}
+    square = {name: sums[name] for name in ("BLOCK_K", "num_warps", "num_stages") if name in sums}
+    return {"sums": sums, "finish": square | {"TILE": sums["BLOCK_M"]}, "block": sums,
+            "gradient": square | gradient}
 
 
 # ------------------------------------------------------------------------------ tiles of S
@@ -261,20 +262,17 @@ def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, grou
 
 
 @triton.jit
-def softmax_gradient(S, row, column, first_column, between, r_here, c, N, ROWS: tl.constexpr,
-                     COLUMNS: tl.constexpr):
-    """A tile of G, (BLOCK_M, BLOCK_N) float32, from that of S'; r_here (BLOCK_M,) are its rows' r.
+def softmax_gradient(S, row, column, between, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of G, float32, from that of S', its rows' r and its columns' c.
 
     G has a softmax over each row if ROWS, over each column if COLUMNS, and minus as many at the
     pair, also where that lies beyond the edge: B has zeros there. row and column count from the
     tile's corner, and the pair of a row is the column that is `between` further.
     """
     if ROWS:
-        G = tl.exp2(S - r_here[:, None])
+        G = tl.exp2(S - r[:, None])
     if COLUMNS:
-        columns = first_column + column
-        c_here = tl.load(c + columns, mask=columns < N, other=0.0)
-        Q = tl.exp2(S - c_here[None, :])
+        Q = tl.exp2(S - c[None, :])
         G = G + Q if ROWS else Q
     pair = row[:, None] + between == column[None, :]
     return tl.where(pair, G - (ROWS + COLUMNS), G)  # in float32, before the cast
@@ -299,10 +297,11 @@ def block_gradient(A, B, A_slices, B_slices, first_row, scale, r, c, a_ids, b_id
     for first_column in range(0, N, TILE):
         S = similarities(A, B, first_row, first_column, scale_value * LOG2E, D, TILE, TILE,
                          BLOCK_K, PRECISION)
-        S = leave_out(S, rows, first_column + row, M, N, label_offset, a_ids, b_ids, HAS_IDS,
-                      RAGGED)
-        G = softmax_gradient(S, row, row, first_column, first_row + label_offset - first_column,
-                             r_here, c, N, ROWS, COLUMNS)
+        columns = first_column + row
+        c_here = tl.load(c + columns, mask=(columns < N) & COLUMNS, other=0.0)
+        S = leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED)
+        G = softmax_gradient(S, row, row, first_row + label_offset - first_column, r_here, c_here,
+                             ROWS, COLUMNS)
         b = B_slices.load([first_column, first_feature])  # (TILE, BLOCK_D)
         gradient = tl.dot((G * BOOST).to(b.dtype), b, gradient, input_precision=PRECISION)
     gradient *= factor
@@ -369,6 +368,16 @@ def architecture(device):
     From 9.0 on (Hopper) tiles are loaded and stored by hardware. PyTorch takes microseconds to say.
     """
     return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+
+
+def best(features, N):
+    """The backend that is the fastest for these M features and N others, as far as was measured."""
+    (M, D), capability = features.shape, architecture(features.device)
+    if features.dtype == torch.float64 or D > 2048 or capability < (8, 0):
+        return "tiled"  # older GPUs have too little memory in a multiprocessor
+    if D <= 64 or M * N * D <= 2**32:  # few pairs: with fewer launches Python is done earlier
+        return "triton"
+    return "hopper" if capability[0] == 9 and features.itemsize == 2 and D <= 512 else "blocks"
 
 
 def launch_options(kernel, I, image_ids):  # noqa: E741

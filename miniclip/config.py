@@ -121,18 +121,14 @@ MICRO = replace(  # a fourth convolution for the patch: what a token sees is hal
     text_heads=2)
 SMALL = replace(TINY, patch_size=8, stem=(64, 128, 256))  # 64 image tokens, wider convolutions
 
+LARGE = ModelConfig(
+    embed_dim=768, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16,
+    text_width=768, text_heads=12)
+
 MODELS = {
-    "micro": MICRO,
-    "tiny": TINY,
-    "small": SMALL,
-    "ViT-B/32": ModelConfig(),
-    "ViT-B/16": ModelConfig(patch_size=16),
-    "ViT-L/14": ModelConfig(
-        embed_dim=768, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16,
-        text_width=768, text_heads=12),
-    "ViT-L/14@336px": ModelConfig(
-        embed_dim=768, image_size=336, patch_size=14, vision_width=1024, vision_layers=24,
-        vision_heads=16, text_width=768, text_heads=12)}
+    "micro": MICRO, "tiny": TINY, "small": SMALL, "ViT-B/32": ModelConfig(),
+    "ViT-B/16": ModelConfig(patch_size=16), "ViT-L/14": LARGE,
+    "ViT-L/14@336px": replace(LARGE, image_size=336)}
 
 PRESETS = {  # the photographs' were swept on Flickr8k's validation split, on two cores with AMX
     # What helped most: Muon on every matrix, convolutions included (R@10 +3), 64 tokens instead of

@@ -55,41 +55,38 @@ heart: coat 0 -45 2 -53 12 -71 34 -85 63 -85 87 -67 97 -39 87 -9 63 18 34 43 12 
   -12 65 -34 43 -63 18 -87 -9 -97 -39 -87 -67 -63 -85 -34 -85 -12 -71 -2 -53
 diamond: coat 0 -102 66 0 0 102 -66 0
 arrow: coat -100 -28 10 -28 10 -80 100 0 10 80 10 28 -100 28
-French bulldog: shade box -60 30 -36 88; shade box 6 30 30 88; coat oval -84 4 10 9;
-  coat oval -20 22 64 40; coat oval 26 22 42 46; coat box -84 30 -54 95; coat box 32 40 62 95;
-  light oval 36 40 20 24; coat 4 -34 -8 -68 -2 -92 10 -100 24 -90 40 -56;
-  coat 92 -34 100 -66 96 -92 86 -100 72 -90 56 -56; skin 10 -52 3 -72 8 -88 22 -62;
-  skin 86 -52 91 -72 87 -88 74 -62; coat oval 48 -26 52 38; mask oval 48 -6 34 20;
-  skin oval 48 8 9 8; dark oval 48 -16 12 8; dark box 24 -2 72 3; light oval 22 -32 12 11;
-  light oval 74 -32 12 11; dark oval 24 -31 9 10; dark oval 72 -31 9 10
-Brittany: shade box -50 10 -38 86; shade box 14 10 25 86;
-  coat -60 -8 -92 -46 -100 -34 -84 -8 -60 12; coat oval -28 6 46 25; coat oval 16 8 32 32;
-  coat -70 0 -44 30 -52 50 -52 95 -66 95 -70 50; coat box 28 15 42 95;
-  coat 2 -10 28 -60 62 -46 46 20; mark oval -46 0 24 19; mark oval -2 -2 18 14;
-  coat 48 -70 72 -60 98 -54 100 -36 72 -28 50 -28; mark oval 48 -60 26 22;
-  mark 30 -70 46 -62 48 -30 40 -2 24 -6 20 -40; dark oval 62 -60 6 6; dark oval 96 -50 8 7
-cat: coat -30 92 -72 86 -92 60 -90 20 -74 -4 -60 0 -74 24 -74 55 -60 70 -30 68;
-  coat oval 8 50 46 45; coat oval 12 20 33 40; coat -32 -40 -34 -98 6 -70;
-  coat 56 -40 58 -98 18 -70; skin -22 -60 -26 -82 -8 -68; skin 46 -60 50 -82 32 -68;
-  coat oval 12 -36 50 38; eye oval -8 -42 11 10; eye oval 32 -42 11 10; dark oval -8 -42 4 10;
-  dark oval 32 -42 4 10; skin 4 -27 20 -27 12 -17; line -10 -20 -62 -28; line -10 -14 -60 -6;
-  line 34 -20 86 -28; line 34 -14 84 -6; line 2 50 2 92; line 22 50 22 92
-bird: coat -40 10 -100 2 -95 34 -40 34; beak 72 -34 102 -20 72 -8; line -6 50 -6 92;
-  line 16 50 16 92; coat oval 2 18 52 38; coat oval 50 -20 30 28;
-  shade 24 12 12 -30 -50 -85 -44 -20 -20 22; light oval 58 -26 9 9; dark oval 60 -26 5 5
-plane: shade 10 -10 -22 -62 -36 -62 -20 -10; coat -95 -55 -80 -55 -50 -10 -90 -5;
-  coat -95 -10 -60 -20 60 -20 85 -12 100 5 85 16 50 20 -60 12; glass 68 -15 84 -8 84 0 64 0;
-  glass oval -40 -5 5 6; glass oval -20 -5 5 6; glass oval 0 -5 5 6; glass oval 20 -5 5 6;
-  glass oval 40 -5 5 6; shade 25 8 -15 8 -50 72 -34 72; shade -95 -4 -70 -4 -92 16 -100 16
-car: coat -58 -5 -38 -50 30 -50 60 -5; coat -98 0 -90 -10 60 -10 94 4 100 40 -100 40;
-  glass -44 -8 -30 -40 -6 -40 -6 -8; glass 4 -8 4 -40 25 -40 46 -8; dark oval -54 40 22 22;
-  dark oval 54 40 22 22; light oval -54 40 10 10; light oval 54 40 10 10; beak box 88 10 100 22;
-  glow box -100 8 -90 22
+French bulldog: shade box -60 30 -36 88; shade box 6 30 30 88; coat oval -84 4 10 9; coat oval -20
+  22 64 40; coat oval 26 22 42 46; coat box -84 30 -54 95; coat box 32 40 62 95; light oval 36 40 20
+  24; coat 4 -34 -8 -68 -2 -92 10 -100 24 -90 40 -56; coat 92 -34 100 -66 96 -92 86 -100 72 -90 56
+  -56; skin 10 -52 3 -72 8 -88 22 -62; skin 86 -52 91 -72 87 -88 74 -62; coat oval 48 -26 52 38;
+  mask oval 48 -6 34 20; skin oval 48 8 9 8; dark oval 48 -16 12 8; dark box 24 -2 72 3; light oval
+  22 -32 12 11; light oval 74 -32 12 11; dark oval 24 -31 9 10; dark oval 72 -31 9 10
+Brittany: shade box -50 10 -38 86; shade box 14 10 25 86; coat -60 -8 -92 -46 -100 -34 -84 -8 -60
+  12; coat oval -28 6 46 25; coat oval 16 8 32 32; coat -70 0 -44 30 -52 50 -52 95 -66 95 -70 50;
+  coat box 28 15 42 95; coat 2 -10 28 -60 62 -46 46 20; mark oval -46 0 24 19; mark oval -2 -2 18
+  14; coat 48 -70 72 -60 98 -54 100 -36 72 -28 50 -28; mark oval 48 -60 26 22; mark 30 -70 46 -62 48
+  -30 40 -2 24 -6 20 -40; dark oval 62 -60 6 6; dark oval 96 -50 8 7
+cat: coat -30 92 -72 86 -92 60 -90 20 -74 -4 -60 0 -74 24 -74 55 -60 70 -30 68; coat oval 8 50 46
+  45; coat oval 12 20 33 40; coat -32 -40 -34 -98 6 -70; coat 56 -40 58 -98 18 -70; skin -22 -60 -26
+  -82 -8 -68; skin 46 -60 50 -82 32 -68; coat oval 12 -36 50 38; eye oval -8 -42 11 10; eye oval 32
+  -42 11 10; dark oval -8 -42 4 10; dark oval 32 -42 4 10; skin 4 -27 20 -27 12 -17; line -10 -20
+  -62 -28; line -10 -14 -60 -6; line 34 -20 86 -28; line 34 -14 84 -6; line 2 50 2 92; line 22 50 22
+  92
+bird: coat -40 10 -100 2 -95 34 -40 34; beak 72 -34 102 -20 72 -8; line -6 50 -6 92; line 16 50 16
+  92; coat oval 2 18 52 38; coat oval 50 -20 30 28; shade 24 12 12 -30 -50 -85 -44 -20 -20 22; light
+  oval 58 -26 9 9; dark oval 60 -26 5 5
+plane: shade 10 -10 -22 -62 -36 -62 -20 -10; coat -95 -55 -80 -55 -50 -10 -90 -5; coat -95 -10 -60
+  -20 60 -20 85 -12 100 5 85 16 50 20 -60 12; glass 68 -15 84 -8 84 0 64 0; glass oval -40 -5 5 6;
+  glass oval -20 -5 5 6; glass oval 0 -5 5 6; glass oval 20 -5 5 6; glass oval 40 -5 5 6; shade 25 8
+  -15 8 -50 72 -34 72; shade -95 -4 -70 -4 -92 16 -100 16
+car: coat -58 -5 -38 -50 30 -50 60 -5; coat -98 0 -90 -10 60 -10 94 4 100 40 -100 40; glass -44 -8
+  -30 -40 -6 -40 -6 -8; glass 4 -8 4 -40 25 -40 46 -8; dark oval -54 40 22 22; dark oval 54 40 22
+  22; light oval -54 40 10 10; light oval 54 40 10 10; beak box 88 10 100 22; glow box -100 8 -90 22
 robot dog: shade box -50 30 -36 86; shade box 10 30 24 86; line -66 -5 -95 -45; line 50 -60 42 -95;
-  glow oval 42 -92 8 8; shade box 24 -30 44 10; coat box -72 -12 42 36; coat box -72 36 -54 90;
-  coat box 26 36 44 90; shade box -76 84 -46 96; shade box 22 84 52 96; coat box 22 -68 74 -22;
-  coat box 74 -48 98 -22; dark box 90 -48 99 -38; dark oval 54 -48 14 13; glow oval 54 -48 10 9;
-  dark oval -50 12 7 7; dark oval -15 12 7 7; dark oval 20 12 7 7
+  glow oval 42 -92 8 8; shade box 24 -30 44 10; coat box -72 -12 42 36; coat box -72 36 -54 90; coat
+  box 26 36 44 90; shade box -76 84 -46 96; shade box 22 84 52 96; coat box 22 -68 74 -22; coat box
+  74 -48 98 -22; dark box 90 -48 99 -38; dark oval 54 -48 14 13; glow oval 54 -48 10 9; dark oval
+  -50 12 7 7; dark oval -15 12 7 7; dark oval 20 12 7 7
 """
 
 
@@ -141,13 +138,11 @@ def _marks(name, side, wide) -> np.ndarray:
         "grass": noise[blade, column] < 0.3,
         "sky": ((u / 10) ** 2 + (v / 3) ** 2 < 1) | (np.hypot(u + 1, v + 2) < 4.5),
         "street": (y % 34 < 2) & (x % 18 < 10),
-        "blanket": x % 12 < 5,
-        "striped": (x + y) % 7 < 2.6,
+        "blanket": x % 12 < 5, "striped": (x + y) % 7 < 2.6,
         "dotted": (x % 6 - 3) ** 2 + (y % 6 - 3) ** 2 < 3.2,
         "checked": ((x // 4 + y // 4) % 2 > 0) & (np.maximum(x % 4, y % 4) < 3.4),
         "zigzag": (y + np.abs(x % 8 - 4)) % 7 < 2.4,
-        "rippled": np.hypot(x - 40, y - 40) % 6 < 2.2,
-        "speckled": noise < 0.3}
+        "rippled": np.hypot(x - 40, y - 40) % 6 < 2.2, "speckled": noise < 0.3}
     return forms.get(name, noise < 0.1)
 
 
@@ -181,9 +176,7 @@ def _palette(rng, item) -> dict[str, tuple[int, int, int]]:
     tint = tuple(round(min(255, max(0, c + between(rng, -9, 9)))) for c in PAINT[item.colour])
     coat = (248, 246, 240) if item.kind == "Brittany" else tint  # white, with coloured patches
     night = sum(coat) < 150
-    return FIXED_PAINT | {
-        "coat": coat,
-        "mark": tint,
+    return FIXED_PAINT | {"coat": coat, "mark": tint,
         "shade": _mix(coat, (120, 120, 120) if night else (0, 0, 0), 0.3),
         "line": (215, 215, 215) if night else (40, 36, 36),
         "second": _mix((30, 30, 34) if sum(coat) > 450 else (250, 250, 250), coat, 0.2)}

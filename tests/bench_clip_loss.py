@@ -7,12 +7,14 @@
 Inputs are N pairs of random unit vectors with D features and the scale 1/0.07 as a tensor; asked
 for are the gradients of all three. "forward" is the forward pass of training: what the backward
 pass needs is kept. Units: ms_p20, ms_p50 and ms_p80 are milliseconds, percentiles of one call's
-time; extra_mb is the highest memory beyond inputs and gradients, in 10⁶ bytes; share_of_peak is
-2N²D (forward) or 8N²D operations (both) over the median time, over the rate of a large matrix
-product of the same device in the same run (on a CPU in float32). Peers take turns, so that
-whatever else the machine does meets all of them; what one call leaves in the caches, the next finds
-there. Loss and gradients are compared as well: ours have no figures if they are not what the others
-find. One file per device: kernels/results/DEVICE.json.
+time, on a GPU by its own clock and without waiting for Python (`times`); host_ms is how long Python
+takes to ask the GPU for a call, where that might count; extra_mb is the highest memory beyond
+inputs and gradients, in 10⁶ bytes; share_of_peak is 2N²D (forward) or 8N²D operations (both) over
+the median time, over the rate of a large matrix product of the same device in the same run (on a
+CPU in float32). Peers take turns, so that whatever else the machine does meets all of them; what
+one call leaves in the caches, the next finds there. Loss and gradients are compared as well: ours
+have no figures if they are not what the others find. One file per device:
+kernels/results/DEVICE.json.
 """
 
 import argparse
@@ -41,18 +43,20 @@ D, TEMPERATURE = 512, 0.07
 CPU_SIZES = (512, 1024, 2048, 4096, 8192)
 GPU_SIZES = (65536, 16384, 4096, 32768, 256, 1024, 8192, 131072)  # what says most goes first
 PEERS_TO = 65536  # the largest N of every implementation, but:
-LARGEST = {"numpy": 1024, "tiled": 16384, "miniclip": 2**20, "registers": 2**20, "hopper": 2**20}
+LARGEST = {"numpy": 1024, "tiled": 16384, "blocks": 2**17, "registers": 2**17, "miniclip": 2**20}
 ONCE = 2**20  # N from which on there is one call, forward and backward
 WIDTHS = (256, 768, 1024)  # D, at N = PEERS_TO, of our own alone
 CPU_SECONDS, GPU_SECONDS = 2.0, 0.5  # about as long is spent on each cell, if it is not slow
-HOPPER_SECONDS = 120  # for compiling and one call
+LAUNCHES = 0.02  # seconds of a call: longer ones do not wait for Python
+QUEUE = 20  # calls at a time: CUDA takes some thousand launches before it is waited for
+CLOCK = 2e9  # of a GPU, at most
 CHUNK = 2048  # rows at a time of the chunked peer
 TRUSTED = ("chunked", "eager", "dense", "registers")  # the first that is there is compared with
 PASSES = ("forward", "forward+backward")
 FIGURES = ("ms_p20", "ms_p50", "ms_p80", "extra_mb", "share_of_peak")
-OURS = ("miniclip", "hopper", "registers", "tiled")
+OURS = ("miniclip", "blocks", "registers", "tiled")
 BLUE, ORANGE, GREEN, RED, GRAY = "#3566a8", "#d9822b", "#3a8f4d", "#c23b3b", "#8a8a8a"
-COLORS = {"miniclip": BLUE, "hopper": "#1c2f4f", "registers": "#8fb3e0", "tiled": ORANGE,
+COLORS = {"miniclip": BLUE, "blocks": "#1c2f4f", "registers": "#8fb3e0", "tiled": ORANGE,
           "dense": RED, "eager": RED, "compile": GREEN, "chunked": "#2a9d9d", "memeff": "#7b5ea7",
           "inf-cl": "#8c6d46", "cut-cross-entropy": "#c46aa0", "numpy": GREEN}
 STYLE = {  # as the project's other pictures
@@ -155,50 +159,10 @@ def cut_cross_entropy(I, T, s):  # noqa: E741
             + linear_cross_entropy(s * T, I, labels, filter_eps=None)) / 2
 
 
-FIRST_CALL = """
-import torch
-from miniclip_kernels.clip_loss import clip_loss
-
-def figures(backend):
-    generator = torch.Generator("cuda").manual_seed(0)
-    x = torch.randn(2, 32801, 512, device="cuda", generator=generator)
-    x = torch.nn.functional.normalize(x, dim=-1).bfloat16().requires_grad_()
-    loss = clip_loss(*x, 14.3, backend=backend)
-    loss.backward()
-    return torch.stack([loss.detach(), *x.grad.float().norm(dim=(1, 2))])
-
-torch.testing.assert_close(figures("hopper"), figures("triton"), rtol=0.01, atol=0)
-"""
-
-
-@cache
-def unfinished() -> str:
-    """Why "hopper" can't be measured, or nothing.
-
-    Its warps wait for each other, and a mistake there would be waited for as well: a process of
-    its own goes first, and is ended if need be. So many pairs that each program has several blocks
-    of rows, an odd number of tiles and a torn one.
-    """
-    try:
-        subprocess.run([sys.executable, "-c", FIRST_CALL], check=True, capture_output=True,
-                       text=True, timeout=HOPPER_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"a first call had not ended after {HOPPER_SECONDS} s"
-    except subprocess.CalledProcessError as error:
-        return error.stderr.strip().rpartition("\n")[2]
-    return ""
-
-
-def hopper(I, T, s):  # noqa: E741
-    if reason := unfinished():
-        raise RuntimeError(reason)
-    return clip_loss(I, T, s, backend="hopper")
-
-
 CPU_IMPLS = {name: partial(clip_loss, backend=name) for name in ("dense", "tiled", "numpy")}
 GPU_IMPLS = {
-    "miniclip": clip_loss,  # "auto": "triton" for few pairs, then "blocks"
-    "hopper": hopper,
+    "miniclip": clip_loss,  # "auto": "triton" for few pairs, then "hopper", or "blocks"
+    "blocks": partial(clip_loss, backend="blocks"),
     "registers": partial(clip_loss, backend="triton"), "chunked": Chunked.apply,
     "compile": lambda *features: fused(eager)(*features), "eager": eager, "memeff": memeff,
     "cut-cross-entropy": cut_cross_entropy, "inf-cl": inf_cl, "tiled": CPU_IMPLS["tiled"]}
@@ -244,6 +208,7 @@ class Cell:
     features: list  # images, texts (N, D), scale ()
     estimate: float = 0.0  # seconds
     seconds: list[float] = field(default_factory=list)  # of each call
+    host: list[float] = field(default_factory=list)  # the same, until all is asked of the GPU
     extra: int = 0  # bytes
     found: list[float | None] = field(default_factory=list)  # the loss, the gradients' norms
     error: str | None = None
@@ -277,11 +242,17 @@ class Cell:
         ms = [float(f"{1000 * x:.4g}") for x in np.percentile(self.seconds, (20, 50, 80))]
         share = (8 if self.both else 2) * N * N * D / (ms[1] * 1e9 * peak)
         extra = round(max(self.extra, 0) / 1e6, 1)
-        return row | dict(zip(FIGURES, (*ms, extra, round(share, 4)))) | {"error": None}
+        host = {"host_ms": float(f"{1000 * np.median(self.host):.4g}")} if self.host else {}
+        return row | dict(zip(FIGURES, (*ms, extra, round(share, 4)))) | host | {"error": None}
 
 
-def times(call, count, cuda) -> list[float]:
-    """Seconds of each of `count` calls in a row, by the device's own clock."""
+def times(call, count, cuda, launch=0.0) -> list[float]:
+    """Seconds of each of `count` calls in a row, by the device's own clock.
+
+    launch: seconds that Python takes to ask for one. For as long, for each of them, a GPU is kept
+    busy first: as in training, where the towers' work comes before the loss, and by the time it is
+    done all of the loss has been asked for. What is timed is the loss, not the waiting for Python.
+    """
     if not cuda:
         stamps = [time.perf_counter()]
         for _ in range(count):
@@ -289,6 +260,7 @@ def times(call, count, cuda) -> list[float]:
             stamps.append(time.perf_counter())
         return [b - a for a, b in pairwise(stamps)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    torch.cuda._sleep(int(launch * count * CLOCK))
     events[0].record()
     for event in events[1:]:
         call()
@@ -318,12 +290,18 @@ def prepare(cell, cuda):
 
 def turn(cell, cuda):
     """One call; on a GPU a third of all calls, after an untimed one that fetches its memory."""
-    if cuda:
+    count, launch = 1, 0.0
+    if cuda and cell.estimate < GPU_SECONDS:
         torch.cuda.empty_cache()
-        if cell.estimate < GPU_SECONDS:
-            cell.run()
-    count = min(max(int(GPU_SECONDS / 3 / cell.estimate), 2), 100) if cuda else 1
-    cell.seconds += times(cell.run, count, cuda)
+        cell.run()
+        torch.cuda.synchronize()
+        count = min(max(int(GPU_SECONDS / 3 / cell.estimate), 2), QUEUE)
+        if cell.estimate < LAUNCHES:
+            host = times(cell.run, 5, cuda=False)
+            torch.cuda.synchronize()
+            cell.host += host
+            launch = 1.5 * max(host)
+    cell.seconds += times(cell.run, count, cuda, launch)
 
 
 def compare(cells):

@@ -63,8 +63,8 @@ MUTANTS = {
         "triton", "square", ["loss"], ("entropy += c_here\n", "entropy += r_here\n")),
     "the gradient has no columns": (
         "triton", "square", GRADIENTS,
-        ("        Q = tl.exp2(S - c_here[None, :])\n",
-         "        Q = tl.exp2(S - c_here[None, :]) * 0\n")),
+        ("        Q = tl.exp2(S - c[None, :])\n",
+         "        Q = tl.exp2(S - c[None, :]) * 0\n")),
     "the last column is masked": (
         "triton", "square", ALL,
         ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
