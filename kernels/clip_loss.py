@@ -49,7 +49,7 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     is plain PyTorch, "numpy" the float64 reference, and both do. "triton" keeps nothing of it at
     all, "blocks" at most 128 MiB at a time in the backward pass, which needs fewer products.
     "hopper" is "blocks" written for GPUs of compute capability 9 (16 bits, D ≤ 512). "auto": on
-    CUDA from compute capability 8.0 on triton if D ≤ 64 or M·N·D ≤ 2³² (2,896 pairs of 512
+    CUDA from compute capability 8.0 on triton if D ≤ 64 or M·N·D ≤ 2²⁸ (724 pairs of 512
     features), else hopper or, where that can't, blocks; elsewhere tiled. A backend that is named
     and can't run raises.
     Gradients of first order, of one loss at a time (torch.func and more: "dense"); the same bits

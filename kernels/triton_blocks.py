@@ -57,6 +57,19 @@ def block_kernel(A, B, scale, r, c, a_ids, b_ids, G, M, N, label_offset, D: tl.c
     G.store([first_row, first_column], entries.to(G.dtype))  # nothing beyond the edge
 
 
+@triton.jit
+def scale_kernel(sums, A, dA, scale, upstream, shares, weight, M, stride, D: tl.constexpr,
+                 ROWS: tl.constexpr, WIDE: tl.constexpr):
+    """dA (M, D) = s · factor · sums; Σ ⟨factor · sums, A⟩ of ROWS rows at a time → shares."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    feature = tl.arange(0, WIDE)[None, :]
+    inside = (row < M) & (feature < D)
+    total = tl.load(sums + row * D + feature, mask=inside, other=0.0) * tl.load(upstream) * weight
+    tl.store(dA + row * D + feature, total * tl.load(scale), mask=inside)  # rounded only now
+    a = tl.load(A + row * stride + feature, mask=inside, other=0.0)
+    tl.store(shares + tl.program_id(0), tl.sum(total * a))
+
+
 forward = base.forward
 
 
@@ -69,18 +82,26 @@ def stretches(length, most) -> list[slice]:
 
 def add_product(total, A, B, first):
     """total (m, n) float32 += A (m, k) B (k, n), or = if it is the first; sums are float32."""
-    if A.dtype == total.dtype or not A.is_cuda:  # a CPU has no product of 16 bits into 32
-        A, B, options = A.to(total.dtype), B.to(total.dtype), {}
-    else:
-        options = {"out_dtype": total.dtype}
+    options = {"out_dtype": total.dtype} if A.is_cuda and A.dtype != total.dtype else {}
+    A, B = (x if options else x.to(total.dtype) for x in (A, B))  # a CPU has no such product
     torch.addmm(total, A, B, beta=int(not first), out=total, **options)
+
+
+def scaled(sums, A, dA, scale, upstream, weight):
+    """sums (M, D) of G B → dA (M, D), which is written, and its share of ds, in parts (…,)."""
+    (M, D), wide = sums.shape, triton.next_power_of_2(sums.shape[1])
+    shares = sums.new_empty(base.cdiv(M, 2048 // wide))
+    with base.on(A):
+        scale_kernel[len(shares),](sums, A, dA, scale, upstream, shares, weight, M, A.stride(0), D,
+                                   2048 // wide, wide)
+    return shares
 
 
 def write(block, I, T, scale, r, c, ids, label_offset, both):  # noqa: E741
     """One block of BOOST · G, from its own rows of I, T, r, c and ids."""
     M, N = block.shape
     options = base.launch_options("block", I, ids[0])
-    height, width, k = base.tile_shape(options)
+    height, width, k = (options[name] for name in base.SHAPE)
     with base.on(I):
         block_kernel[base.cdiv(M, height) * base.cdiv(N, width),](
             base.in_tiles(I, height, k), base.in_tiles(T, width, k), scale, r, c, *ids,
@@ -95,8 +116,7 @@ def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
     """
     label_offset, both, image_ids, text_ids = labels
     A, B, (M, D), N = base.aligned(I), base.aligned(T), I.shape, len(T)  # cuBLAS takes any I, T
-    factor = upstream.to(scale.dtype) * ((1 / (2 * N) if both else 1 / M) / base.boost(I.dtype))
-    scaled, shares = scale * factor, []
+    weight = (1 / (2 * N) if both else 1 / M) / base.boost(I.dtype)
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
     G = I.new_empty(vertical[0].stop, base.cdiv(horizontal[0].stop, 16) * 16)  # as `aligned`
     sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
@@ -105,13 +125,10 @@ def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
         sums, own = sum_I[:rows.stop - rows.start], I[rows]
         for columns in horizontal:
             block = G[:len(sums), :columns.stop - columns.start]
-            ids = [x if x is None else x[here] for x, here in ((image_ids, rows),
-                                                               (text_ids, columns))]
+            ids = [x if x is None else x[i] for x, i in ((image_ids, rows), (text_ids, columns))]
             write(block, A[rows], B[columns], scale, r[rows], c[columns] if both else c, ids,
                   label_offset + rows.start - columns.start, both)
             add_product(sums, block, T[columns], first=columns.start == 0)
             add_product(sum_T[columns], block.T, own, first=rows.start == 0)
-        shares.append((sums * own).sum())  # ⟨G T, I⟩
-        torch.mul(sums, scaled, out=dI[rows])
-    torch.mul(sum_T, scaled, out=dT)
-    return dI, dT, sum(shares[1:], shares[0]) * factor
+        scaled(sums, A[rows], dI[rows], scale, upstream, weight)
+    return dI, dT, scaled(sum_T, B, dT, scale, upstream, weight).sum()  # ds: of the texts' shares

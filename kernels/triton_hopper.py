@@ -77,7 +77,7 @@ def fetch(I, T, memory, walk):  # noqa: E741
 
 
 @gluon.jit
-def product(memory, number, TURN: gl.constexpr):
+def product(memory, number, TURN):
     """A tile of I Tᵀ, (BLOCK, BLOCK) float32, of the parts of T from this number on."""
     i, ring, full, empty, _, _, go, _ = memory
     K_STEPS: gl.constexpr = i.shape[0]
@@ -97,8 +97,7 @@ def product(memory, number, TURN: gl.constexpr):
 
 
 @gluon.jit
-def leave(S, scale, r, c, G, way_out, first_row, first_column, labels, BOTH: gl.constexpr,
-          HAS_IDS: gl.constexpr, RAGGED: gl.constexpr, BOOST: gl.constexpr):
+def leave(S, scale, r, c, G, out, first_row, corner, labels, BOTH, HAS_IDS, RAGGED, BOOST):
     """A quarter of a tile of I Tᵀ → BOOST · G, which leaves for memory while the next is made.
 
     The scale is asked for again: else the compiler would make all quarters before the first leaves.
@@ -106,18 +105,17 @@ def leave(S, scale, r, c, G, way_out, first_row, first_column, labels, BOTH: gl.
     row = gl.arange(0, BLOCK, gl.SliceLayout(1, QUARTER))
     column = gl.arange(0, WIDTH, gl.SliceLayout(0, QUARTER))
     S = gl.convert_layout(S, QUARTER) * (gl.load(scale) * LOG2E)
-    S = leave_out(S, first_row + row, first_column + column, *labels, HAS_IDS, RAGGED)
-    between = first_row + labels[2] - first_column  # labels[2] is the label offset
+    S = leave_out(S, first_row + row, corner + column, *labels, HAS_IDS, RAGGED)
+    between = first_row + labels[2] - corner  # labels[2] is the label offset
     entries = BOOST * softmax_gradient(S, row, column, between, r, c, True, BOTH)
     tma.store_wait(1)  # the quarter before the last has left: there is room for two
-    way_out.store(entries.to(G.dtype))
+    out.store(entries.to(G.dtype))
     hopper.fence_async_shared()
-    tma.async_copy_shared_to_global(G, [first_row, first_column], way_out)
+    tma.async_copy_shared_to_global(G, [first_row, corner], out)
 
 
 @gluon.jit
-def take_turns(memory, walk, labels, numbers, G, TURN: gl.constexpr, BOTH: gl.constexpr,
-               HAS_IDS: gl.constexpr, RAGGED: gl.constexpr, BOOST: gl.constexpr):
+def take_turns(memory, walk, labels, numbers, G, TURN, BOTH, HAS_IDS, RAGGED, BOOST):
     """Four warps and every second tile: its sums if there is no G; or BOOST · G of it."""
     i, ring, _, _, full_I, empty_I, go, way_out = memory
     first_block, blocks, step, first, last = walk
@@ -173,7 +171,7 @@ def take_turns(memory, walk, labels, numbers, G, TURN: gl.constexpr, BOTH: gl.co
 
 
 @gluon.jit
-def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+def barriers(COUNT, ARRIVALS):
     made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for which in gl.static_range(COUNT):
         mbarrier.init(made.index(which), count=ARRIVALS)
@@ -240,8 +238,7 @@ def in_tiles(matrix, width=FEATURES):
 
 def launch(I, T, scale, ids, by_row, by_column, G, label_offset, room, grid, both):  # noqa: E741
     """For sums if there is no G to be written."""
-    (M, D), N = I.shape, len(T)
-    parts = base.cdiv(D, FEATURES)
+    M, N, parts = len(I), len(T), base.cdiv(I.shape[1], FEATURES)
     with base.on(I):
         walk_kernel[grid](
             in_tiles(I), in_tiles(T), scale, *ids, by_row, by_column, G, M, N, label_offset, room,

@@ -67,6 +67,7 @@ SMALLEST = tl.constexpr(2.0**-80)  # a sum below has lost terms that count
 LARGEST = tl.constexpr(2.0**126)
 LOG2E = tl.constexpr(math.log2(math.e))
 LINES = tl.constexpr(16)  # of partial sums, added up at a time
+SHAPE = ("BLOCK_M", "BLOCK_N", "BLOCK_K")  # of tiles, among a kernel's launch options
 GROUPS = 256  # lines of partial column sums, at most; and about as many programs at a time
 
 
@@ -122,7 +123,7 @@ def tiles(dtype, D, architecture):
 
 
 @triton.jit
-def as_tiles(X, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def as_tiles(X, M, N, BLOCK_M, BLOCK_N):
     """X; or where it is (base, stride in 16 bytes), a descriptor that is compiled to pointers."""
     if isinstance(X, tl.tensor_descriptor):
         return X
@@ -132,8 +133,7 @@ def as_tiles(X, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def similarities(A, B, first_row, first_column, scale2, D: tl.constexpr, BLOCK_M: tl.constexpr,
-                 BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
+def similarities(A, B, first_row, first_column, scale2, D, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION):
     """A tile of S' = S · log₂e, (BLOCK_M, BLOCK_N) float32: scale2 · A[rows] B[columns]ᵀ."""
     S = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, D, BLOCK_K):
@@ -143,8 +143,7 @@ def similarities(A, B, first_row, first_column, scale2, D: tl.constexpr, BLOCK_M
 
 
 @triton.jit
-def leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS: tl.constexpr,
-              RAGGED: tl.constexpr):
+def leave_out(S, rows, columns, M, N, label_offset, a_ids, b_ids, HAS_IDS, RAGGED):
     """−inf for what does not count: beyond the edge, or of the same image and not the pair."""
     if HAS_IDS:
         own = tl.load(a_ids + rows, mask=rows < M, other=0)[:, None]
@@ -191,9 +190,8 @@ def sums_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, M, N, label_of
 
 
 @triton.jit
-def running_logsumexp(A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, D: tl.constexpr,
-                      TILE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
-                      RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+def running_logsumexp(A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, D, TILE, BLOCK_K,
+                      HAS_IDS, RAGGED, PRECISION):
     """log₂ Σ_j 2^S' of a block of rows, (TILE,), with a running maximum: right for any S."""
     rows = first_row + tl.arange(0, TILE)
     top = tl.full((TILE,), -float("inf"), tl.float32)
@@ -210,9 +208,8 @@ def running_logsumexp(A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2,
 
 
 @triton.jit
-def logsumexp(sums, parts, A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, shift,
-              D: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, HAS_IDS: tl.constexpr,
-              RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+def logsumexp(sums, parts, A, B, first_row, M, N, label_offset, a_ids, b_ids, scale2, shift, D,
+              TILE, BLOCK_K, HAS_IDS, RAGGED, PRECISION):
     """log₂ Σ_j 2^S' of a block of rows from the `parts` lines of sums (parts, M); or anew."""
     rows = first_row + tl.arange(0, TILE)
     total = tl.where(rows < M, 0.0, 1.0)
@@ -262,7 +259,7 @@ def finish_kernel(A, B, scale, a_ids, b_ids, row_sums, column_sums, splits, grou
 
 
 @triton.jit
-def softmax_gradient(S, row, column, between, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def softmax_gradient(S, row, column, between, r, c, ROWS, COLUMNS):
     """A tile of G, float32, from that of S', its rows' r and its columns' c.
 
     G has a softmax over each row if ROWS, over each column if COLUMNS, and minus as many at the
@@ -280,10 +277,8 @@ def softmax_gradient(S, row, column, between, r, c, ROWS: tl.constexpr, COLUMNS:
 
 @triton.jit
 def block_gradient(A, B, A_slices, B_slices, first_row, scale, r, c, a_ids, b_ids, dA, M, N,
-                   label_offset, factor, D: tl.constexpr, TILE: tl.constexpr,
-                   BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-                   COLUMNS: tl.constexpr, BOOST: tl.constexpr, HAS_IDS: tl.constexpr,
-                   RAGGED: tl.constexpr, PRECISION: tl.constexpr):
+                   label_offset, factor, D, TILE, BLOCK_K, BLOCK_D, ROWS, COLUMNS, BOOST, HAS_IDS,
+                   RAGGED, PRECISION):
     """dA (M, D) = scale · factor · G B, a block of its rows and a slice of its features.
 
     → Σ ⟨factor · G B, A⟩ over both: the block's share of ds, if it is rows of I that A has.
@@ -375,7 +370,7 @@ def best(features, N):
     (M, D), capability = features.shape, architecture(features.device)
     if features.dtype == torch.float64 or D > 2048 or capability < (8, 0):
         return "tiled"  # older GPUs have too little memory in a multiprocessor
-    if D <= 64 or M * N * D <= 2**32:  # few pairs: with fewer launches Python is done earlier
+    if D <= 64 or M * N * D <= 2**28:
         return "triton"
     return "hopper" if capability[0] == 9 and features.itemsize == 2 and D <= 512 else "blocks"
 
@@ -395,11 +390,6 @@ def cdiv(a, b):
 def boost(dtype):
     """What G is multiplied by before it is cast: float16's smallest normal number is 6e-5."""
     return 1024.0 if dtype == torch.float16 else 1.0
-
-
-def tile_shape(options):
-    """BLOCK_M, BLOCK_N, BLOCK_K."""
-    return options["BLOCK_M"], options["BLOCK_N"], options["BLOCK_K"]
 
 
 def ragged(rows, height, columns, width):
@@ -433,7 +423,7 @@ def sums(I, T, scale, labels, room):  # noqa: E741
     """→ lines of partial sums, of rows (lines, M) and of columns (lines, N), to be added up."""
     (label_offset, both, *ids), M, N = labels, len(I), len(T)
     options = launch_options("sums", I, ids[0])
-    height, width, k = tile_shape(options)
+    height, width, k = (options[name] for name in SHAPE)
     blocks = cdiv(M, height)
     groups = min(blocks, 2 if INTERPRETED else GROUPS)
     splits = min(cdiv(N, width), max(1, GROUPS // blocks))

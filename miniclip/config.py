@@ -121,9 +121,8 @@ MICRO = replace(  # a fourth convolution for the patch: what a token sees is hal
     text_heads=2)
 SMALL = replace(TINY, patch_size=8, stem=(64, 128, 256))  # 64 image tokens, wider convolutions
 
-LARGE = ModelConfig(
-    embed_dim=768, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16,
-    text_width=768, text_heads=12)
+LARGE = ModelConfig(embed_dim=768, patch_size=14, vision_width=1024, vision_layers=24,
+                    vision_heads=16, text_width=768, text_heads=12)
 
 MODELS = {
     "micro": MICRO, "tiny": TINY, "small": SMALL, "ViT-B/32": ModelConfig(),

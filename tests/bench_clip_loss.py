@@ -43,7 +43,7 @@ D, TEMPERATURE = 512, 0.07
 CPU_SIZES = (512, 1024, 2048, 4096, 8192)
 GPU_SIZES = (65536, 16384, 4096, 32768, 256, 1024, 8192, 131072)  # what says most goes first
 PEERS_TO = 65536  # the largest N of every implementation, but:
-LARGEST = {"numpy": 1024, "tiled": 16384, "blocks": 2**17, "registers": 2**17, "miniclip": 2**20}
+LARGEST = {"numpy": 1024, "tiled": 2**13, "blocks": 2**17, "registers": 2**17, "miniclip": 2**20}
 ONCE = 2**20  # N from which on there is one call, forward and backward
 WIDTHS = (256, 768, 1024)  # D, at N = PEERS_TO, of our own alone
 CPU_SECONDS, GPU_SECONDS = 2.0, 0.5  # about as long is spent on each cell, if it is not slow

@@ -203,7 +203,7 @@ def test_the_plan():
     assert {N for N, _, names in cpu if {"tiled", "dense"} <= set(names)} == set(
         benchmark.CPU_SIZES)
     gpu = list(benchmark.plan(True, None, benchmark.GPU_IMPLS))
-    assert (16384, 512, list(benchmark.GPU_IMPLS)) in gpu
+    assert (8192, 512, list(benchmark.GPU_IMPLS)) in gpu
     assert (65536, 512, [name for name in benchmark.GPU_IMPLS if name != "tiled"]) in gpu
     assert [(N, D) for N, D, names in gpu if names == ["miniclip", "blocks", "registers"]] == [
         (131072, 512), (65536, 256), (65536, 768), (65536, 1024)]

@@ -401,8 +401,8 @@ def test_tiled_makes_nothing_as_large_as_the_features_but_the_gradients(dtype):
 @pytest.mark.parametrize("cuda, dtype, N, D, expected", [
     (False, torch.float32, 9000, 512, "tiled"), (True, torch.float32, 90000, 64, "triton"),
     (True, torch.bfloat16, 9000, 65, "hopper"), (True, torch.bfloat16, 9000, 513, "blocks"),
-    (True, torch.float32, 9000, 512, "blocks"), (True, torch.float16, 2897, 512, "hopper"),
-    (True, torch.bfloat16, 2896, 512, "triton"), (True, torch.float64, 9000, 512, "tiled"),
+    (True, torch.float32, 9000, 512, "blocks"), (True, torch.float16, 725, 512, "hopper"),
+    (True, torch.bfloat16, 724, 512, "triton"), (True, torch.float64, 9000, 512, "tiled"),
     (True, torch.bfloat16, 8, 2049, "tiled")])
 def test_auto_is_triton_where_it_runs(cuda, dtype, N, D, expected, monkeypatch):
     pytest.importorskip("triton")
