@@ -15,9 +15,9 @@ the same, and ordinary matrix products read it from there, twice:
 The sums are float32: one for the rows of a block, one for all texts. Why blocks this large, and
 square: each addition to a sum is a trip of it to memory and back, so the sums travel N / BLOCK
 times; and a product with BLOCK terms has enough to do for each trip of G (Liger's cross-entropy for
-Hopper keeps 1,024 rows of a vocabulary in this way). Memory beyond inputs and gradients: a block
-and 4D(N + 2 BLOCK) bytes. Below some D the trips of G (6 bytes an entry) last longer than the
-product that they save; `clip_loss.choose` has the limit, an estimate until it is measured.
+Hopper keeps 1,024 rows of a vocabulary in this way). A last kernel makes dI and dT of the sums.
+Memory beyond inputs and gradients: a block and 4D(N + BLOCK) bytes. Below some D the trips of G (6
+bytes an entry) last longer than the product that they save: `triton_loss.best` has the limit.
 
 The forward pass, G's equation and where its precision is are those of `triton_loss`.
 """

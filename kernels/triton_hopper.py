@@ -11,7 +11,8 @@ run at the same time, on one multiprocessor:
 (Warp specialisation and this "ping-pong" are those of FlashAttention-3, Shah et al. 2024, arXiv
 2407.08608, §3.1.) A block of I, all D features of it, stays in shared memory for as long as its row
 of tiles lasts, so that only T is fetched: half of what a tile of 128 × 128 reads otherwise. Beside
-128 KiB of it (D = 512) there is room for a ring of four parts of T, each 128 × 64.
+128 KiB of it (D = 512) there is room for a ring of four parts of T, each 128 × 64, and, where G is
+written, for four quarters of a tile of it, two for each turn, on their way out.
 
 Who waits for whom is told by barriers in shared memory. Each has phases: it passes to the next when
 enough have arrived and all bytes that were announced are there; to wait for parity p is to wait

@@ -512,15 +512,15 @@ def failures(record) -> str:
     return "\n".join("not measured: " + textwrap.shorten(line, 170) for line in lines)
 
 
-def decorate(figure, axes, record):
-    """Scales, titles, and the two lines that mean something."""
+def decorate(figure, axes, record, more):
+    """Scales, titles, the first of which says `more`, and the two lines that mean something."""
     sizes, dtype = sorted({row["N"] for row in record["rows"]}), record["rows"][0]["dtype"]
     item = getattr(torch, dtype).itemsize  # bytes
     thin = {"ls": "--", "color": GRAY, "lw": 1, "zorder": 1}
     peak = record["peak_tflops"]
     axes[0].plot(sizes, [8e-9 * N * N * D / peak for N in sizes], **thin)
     axes[0].set(title="Loss and gradient, ms\n(dashed: 4 products at "
-                f"{peak:.3g} TFLOP/s)", yscale="log")
+                f"{peak:.3g} TFLOP/s){more}", yscale="log")
     axes[1].set(title="Share of that rate\n(dotted: forward pass alone)", ylim=(0, None))
     axes[1].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes[2].plot(sizes, [4e-6 * N * D * item for N in sizes], **thin)
@@ -557,18 +557,22 @@ def draw(path):
         figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.8))
         for axis, key in zip(axes, ("ms_p50", "share_of_peak", "extra_mb")):
             for impl, rows in found.items():
-                axis.plot(list(rows), [row[key] for row in rows.values()], "o-", label=impl, ms=3,
+                some = {N: row[key] for N, row in rows.items() if row[key] > 0}  # no log of 0 MB
+                axis.plot(list(some), list(some.values()), "o-", label=impl, ms=3,
                           color=COLORS[impl], lw=2 if impl in OURS else 1.2,
                           zorder=3 if impl in OURS else 2)
-        axes[1].plot(*zip(*alone), ":", color=COLORS[next(iter(found))], lw=1.5)
-        decorate(figure, axes, record)
+        ours, rows = next(iter(found.items()))
+        host = [(N, row["host_ms"]) for N, row in rows.items() if "host_ms" in row]
+        for axis, points in ((axes[0], host), (axes[1], alone)):
+            axis.plot(*zip(*points), ":", color=COLORS[ours], lw=1.5)
+        decorate(figure, axes, record, "\n(dotted: until Python has asked for it)" * bool(host))
         figure.savefig(path.with_suffix(".png"), metadata={"Software": None})  # no version, no date
         plt.close(figure)
 
 
-def table(record) -> str:
+def table(record, without=()) -> str:
     """The main figures in Markdown: milliseconds, forward and backward, and how they compare."""
-    found = whole(record)
+    found = {impl: rows for impl, rows in whole(record).items() if impl not in without}
     if not found:
         return "no figures"
     (ours, own), *peers = found.items()

@@ -267,6 +267,39 @@ def test_tuning_needs_a_gpu(monkeypatch, capsys):
     assert tune.main() == 2 and "needs CUDA" in capsys.readouterr().err
 
 
+def test_the_readmes_figures_of_a_gpu_are_the_recorded_ones():
+    """Both READMEs', and what the prose makes of them."""
+    folder = benchmark.RESULTS.parent
+    record = json.loads((folder / "results/NVIDIA-H200.json").read_text())
+    ours, all_ = ((path / "README.md").read_text() for path in (folder, folder.parent))
+    for line in benchmark.table(record, benchmark.OURS[1:]).splitlines():
+        assert line in ours and line in all_
+    found = {(row["impl"], row["pass"], row["D"]): row for row in record["rows"]
+             if row["N"] == 65536}
+    for D in (256, 512, 768, 1024):
+        one, both, blocks, registers = (
+            found[impl, benchmark.PASSES[way], D] for impl, way in (
+                ("miniclip", 0), ("miniclip", 1), ("blocks", 1), ("registers", 1)))
+        assert (f"| {D:,} | {one['ms_p50']:.4g} | {one['share_of_peak']:.0%} | "
+                f"{both['ms_p50']:.4g} | {both['share_of_peak']:.0%} | {both['extra_mb']:.0f} | "
+                f"{blocks['ms_p50']:.4g} | {registers['ms_p50']:.4g} |") in ours
+        if D == 512:
+            for name, row in (("hopper", both), ("blocks", blocks), ("triton", registers)):
+                share = f"{row['share_of_peak']:.0%}".replace("%", " %")
+                assert re.search(rf"\| `{name}` \| \d \|.*\| {share} \|\n", ours)
+    tiles = json.loads((folder / "results/tiles/NVIDIA-H200-512.json").read_text())["rows"]
+    for kernel in ("sums", "block", "gradient", "hopper sums", "hopper block"):
+        line = next(line for line in ours.splitlines() if line.startswith(
+            f"| `{kernel.split()[0]}`" + (", sums |" if kernel == "hopper sums" else
+                                          ", G |" if kernel == "hopper block" else " | "))
+            and line.endswith("|") and "%" in line.split("|")[2])
+        shares = [row["share_of_peak"] for row in tiles
+                  if row["kernel"] == kernel and row["settings"] == {}]
+        assert line.split("|")[2].strip() == f"{shares[0]:.0%}".replace("%", " %")
+        recorded = {f"{row['share_of_peak']:.0%}"[:-1] for row in tiles if row["kernel"] == kernel}
+        assert set(re.findall(r"(\d+) %", line)) <= recorded
+
+
 def test_the_readmes_figures_are_the_recorded_ones():
     """kernels/README.md's tables of CPUs are what kernels/results holds, to the last digit."""
     folder = benchmark.RESULTS.parent
