@@ -44,10 +44,11 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-ROWS, FEATURES, OUT = 128, 64, 32  # rows, and columns, of a tile; features of a part; and below
+# Rows, and columns, of a tile; features of a part; columns of a tile that leave at a time.
+ROWS, FEATURES, OUT = 128, 64, 32
 BLOCK, BLOCK_K, WIDTH = gl.constexpr(ROWS), gl.constexpr(FEATURES), gl.constexpr(OUT)
 TILE = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))  # four warps have it
-QUARTER = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
+QUARTER = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))  # of its columns
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))  # of columns: one for each thread
 # The same in both languages.
 leave_out, softmax_gradient = (gluon.jit(x.fn) for x in (base.leave_out, base.softmax_gradient))
@@ -210,10 +211,8 @@ def walk_kernel(I, T, scale, i_ids, t_ids, by_row, by_column, G, M, N, label_off
 # ------------------------------------------------------------------------------ launching
 
 
-@cache
-def programs(device) -> int:
-    """As many as there are multiprocessors: a program fills one."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
+# As many as there are multiprocessors: a program fills one.
+programs = cache(lambda device: torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache

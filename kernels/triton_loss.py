@@ -96,6 +96,8 @@ def tiles(dtype, D, architecture):
     On Hopper (architecture 9.x, as (9, 0)) sums and block, at 128 registers a thread, leave room
     for a second program on the same multiprocessor: one multiplies while the other takes
     exponentials. Only sums with ids needs the cap for that (it would take 162), and spills nothing.
+    With more than 512 features products are so long that fewer reads count for more: there tiles
+    have 256 columns, and a multiprocessor to themselves.
     """
     wide_enough = max(16, triton.next_power_of_2(D))
     if INTERPRETED:
@@ -343,7 +345,7 @@ def check(backend, features):
         if features.itemsize != 2 or D > 512:
             raise ValueError(f"backend 'hopper' takes bfloat16 or float16 and D up to 512, not {D} "
                              f"in {dtype}")
-        if not features.is_cuda or architecture(features.device)[0] != 9:
+        if not features.is_cuda or INTERPRETED or architecture(features.device)[0] != 9:
             raise ValueError("backend 'hopper' needs a GPU of compute capability 9 (H100, H200)")
         return
     # The interpreter multiplies bfloat16 as if its bits were integers.
@@ -360,15 +362,17 @@ def check(backend, features):
 def architecture(device):
     """Compute capability, as (9, 0), which is what the interpreter can do as well.
 
-    From 9.0 on (Hopper) tiles are loaded and stored by hardware. PyTorch takes microseconds to say.
+    From 9.0 on (Hopper) tiles are loaded and stored by hardware; of AMD's GPUs, whose numbers mean
+    something else, this is not asked. PyTorch takes microseconds to say.
     """
-    return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+    instead = (9, 0) if INTERPRETED else (8, 0) if torch.version.hip else None
+    return instead or torch.cuda.get_device_capability(device)
 
 
 def best(features, N):
-    """The backend that is the fastest for these M features and N others, as far as was measured."""
+    """The backend for these M features and N others: about the fastest on an H200."""
     (M, D), capability = features.shape, architecture(features.device)
-    if features.dtype == torch.float64 or D > 2048 or capability < (8, 0):
+    if features.dtype == torch.float64 or D > 2048 or capability < (8, 0) or INTERPRETED:
         return "tiled"  # older GPUs have too little memory in a multiprocessor
     if D <= 64 or M * N * D <= 2**28:
         return "triton"

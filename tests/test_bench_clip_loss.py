@@ -287,17 +287,58 @@ def test_the_readmes_figures_of_a_gpu_are_the_recorded_ones():
             for name, row in (("hopper", both), ("blocks", blocks), ("triton", registers)):
                 share = f"{row['share_of_peak']:.0%}".replace("%", " %")
                 assert re.search(rf"\| `{name}` \| \d \|.*\| {share} \|\n", ours)
-    tiles = json.loads((folder / "results/tiles/NVIDIA-H200-512.json").read_text())["rows"]
-    for kernel in ("sums", "block", "gradient", "hopper sums", "hopper block"):
-        line = next(line for line in ours.splitlines() if line.startswith(
-            f"| `{kernel.split()[0]}`" + (", sums |" if kernel == "hopper sums" else
-                                          ", G |" if kernel == "hopper block" else " | "))
-            and line.endswith("|") and "%" in line.split("|")[2])
-        shares = [row["share_of_peak"] for row in tiles
-                  if row["kernel"] == kernel and row["settings"] == {}]
-        assert line.split("|")[2].strip() == f"{shares[0]:.0%}".replace("%", " %")
-        recorded = {f"{row['share_of_peak']:.0%}"[:-1] for row in tiles if row["kernel"] == kernel}
-        assert set(re.findall(r"(\d+) %", line)) <= recorded
+    for phrase in ("28 ms and 286 MB: 91 %", "(85 to 88 % with more pairs)"):
+        assert phrase in all_
+    lesson = (folder.parent / "lessons/10_kernel.md").read_text()
+    assert "the first way took 71 ms and the second 34, where four products alone take 26" in lesson
+    assert "With turns the 34 ms become 28: nine tenths" in lesson
+    assert [round(row["ms_p50"]) for row in (both, blocks, registers)] == [62, 60, 198]  # D = 1,024
+    host = {(row["impl"], row["N"]): f"{row['host_ms']:.1f}" for row in record["rows"]
+            if "host_ms" in row and row["pass"] == benchmark.PASSES[True]}
+    for text in ("1.4 and 1.6 ms for ours", "1.1 and 0.9 for `memeff`", "1.2 and 1.0 compiled",
+                 "fewer kernels (0.8 and 1.1)"):
+        assert text in ours
+    for impl, figures in (("miniclip", ["1.4", "1.6"]), ("memeff", ["1.1", "0.9"]),
+                          ("compile", ["1.2", "1.0"]), ("registers", ["0.8", "1.1"])):
+        assert [host[impl, N] for N in (4096, 8192)] == figures
+
+
+TRIED = {  # what kernels/README.md says that was tried, and the settings in the record
+    "sums": {"2 stages": (128, 128, 64, 8, 2, 128), "32": (128, 128, 32, 8, 4, 128),
+             "128 features a step": (128, 128, 128, 8, 2, None),
+             "128 × 256": (128, 256, 64, 8, 3, None), "256 × 128": (256, 128, 64, 8, 3, None),
+             "64 × 256": (64, 256, 64, 4, 3, None), "128 × 64": (128, 64, 64, 4, 4, None),
+             "cap of registers": (128, 128, 64, 8, 3, None), "half as many": {"GROUPS": 128},
+             "twice as many": {"GROUPS": 512}},
+    "block": {"2 stages": (128, 128, 64, 8, 2, None), "32": (128, 128, 32, 8, 4, None),
+              "128 features a step": (128, 128, 128, 8, 2, None),
+              "128 × 256": (128, 256, 64, 8, 3, None), "256 × 128": (256, 128, 64, 8, 3, None),
+              "64 × 256": (64, 256, 64, 4, 3, None), "four warps": (128, 128, 64, 4, 3, None),
+              "blocks of 16,384²": {"BLOCK": 16384}},
+    "gradient": {"2 stages": {"num_stages": 2}, "4 stages": {"num_stages": 4},
+                 "128 features a step": {"BLOCK_K": 128, "num_stages": 2}, "64 rows": {"TILE": 64},
+                 "with four warps": {"TILE": 64, "num_warps": 4},
+                 "with all features": {"TILE": 64, "BLOCK_D": 512}},
+    "hopper sums": {}, "hopper block": {"blocks of 16,384²": {"BLOCK": 16384}}}
+LABELS = {"hopper sums": "`hopper`, sums", "hopper block": "`hopper`, G"}
+
+
+@pytest.mark.parametrize("kernel", TRIED)
+def test_the_readmes_shares_of_tiles_are_the_recorded_ones(kernel):
+    from tune_clip_loss import NAMES
+
+    folder = benchmark.RESULTS.parent
+    rows = json.loads((folder / "results/tiles/NVIDIA-H200-512.json").read_text())["rows"]
+    share = {str(row["settings"]): f"{row['share_of_peak']:.0%}"[:-1] + " %" for row in rows
+             if row["kernel"] == kernel}
+    expected = [share["{}"]]
+    line, = [line for line in (folder / "README.md").read_text().splitlines() if re.match(
+        rf"\| {LABELS.get(kernel, f'`{kernel}`')} \| {expected[0]} \|", line)]
+    for phrase, settings in TRIED[kernel].items():
+        assert phrase in line
+        expected.append(share[str(settings if isinstance(settings, dict)
+                                  else dict(zip(NAMES, settings)))])
+    assert sorted(re.findall(r"\d+ %", line)) == sorted(expected)
 
 
 def test_the_readmes_figures_are_the_recorded_ones():

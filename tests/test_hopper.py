@@ -222,18 +222,30 @@ def test_eight_thousand_against_blocks(options, dtype):
 
 @ON_HOPPER
 @TYPES
-@pytest.mark.parametrize("offset", [0, 3001])
-def test_every_entry_of_a_block_against_blocks(offset, dtype):
+@pytest.mark.parametrize("M, offset", [(5000, 0), (5000, 3001), (8192, None)])
+def test_every_entry_of_a_block_against_blocks(M, offset, dtype):
     """Gradients hide what is wrong with small entries of G, beside those of the pairs."""
-    M, N, D = 5000, 8192, 512
-    case, labels = pairs(M, N, D, dtype=dtype, offset=offset), clip_loss.Labels(offset, False)
+    N, D, both = 8192, 512, offset is None
+    case = pairs(M, N, D, dtype=dtype, offset=offset)
+    labels, offset = clip_loss.Labels(offset or 0, both), offset or 0
     I, T, scale = case.images, case.texts, torch.tensor(case.scale, device="cuda")  # noqa: E741
     _, r, c = triton_loss.forward(I, T, scale, labels)
     found, expected = (I.new_full((M, N), torch.nan) for _ in range(2))
     for module, block in ((triton_hopper, found), (triton_blocks, expected)):
-        module.write(block, I, T, scale, r, c, (None, None), offset, False)
+        module.write(block, I, T, scale, r, c, (None, None), offset, both)
     torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps,
                                atol=torch.finfo(dtype).tiny)
+
+
+@ON_HOPPER
+@TYPES
+def test_auto_is_hopper_compiled_or_not(dtype):
+    case = pairs(3000, 3000, 512, dtype=dtype)
+    expected = run(case, "hopper")
+    compiled = torch.compile(clip_loss.clip_loss, fullgraph=True)
+    for name, x in run(case, "auto").items():
+        assert (x == expected[name]).all(), name
+    assert compiled(case.images, case.texts, case.scale).item() == expected["loss"]
 
 
 @ON_HOPPER

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ MACHINE_CODE = Path(__file__).with_name("machine_code.py")
 # dtype, D: aligned, or (200) ragged and with ids. KiB: shared memory of one block on the smallest
 # GPU of the architecture that we care for.
 SIZES = [("bf16", 512, 80), ("bf16", 512, 90), ("bf16", 512, 100), ("bf16", 512, 120),
-         ("fp16", 200, 80), ("fp16", 200, 90), ("fp32", 200, 90)]
+         ("fp16", 200, 80), ("fp16", 200, 90), ("bf16", 1000, 90), ("fp32", 200, 90)]
 KIB = {80: 163, 90: 227, 100: 227, 120: 99}
 
 
@@ -36,13 +35,12 @@ def test_it_compiles(dtype, D, architecture, tmp_path):
         assert kernel["async"], f"{name} waits for each tile of the features to arrive"
         if dtype != "fp32" and architecture == 90:
             assert kernel["wgmma"], f"{name} does without Hopper's matrix instruction"
-            # With ids, or rows alone and torn tiles: some in gradient, and in what 3.6 makes of G.
-            some = {"gradient", "hopper, block"} if version("triton") < "3.7" else {"gradient"}
-            few = 150 if name in some and D % 64 else 0
+            # With ids, or rows alone and torn tiles: some in gradient.
+            few = 150 if name == "gradient" and D % 64 else 0
             assert kernel["spills"] <= few, f"{name} fetches registers from memory between products"
             if "hopper" in name:
                 assert kernel["registers"] <= 232, name  # what each turn is given
-            if name in ("sums", "block"):  # two programs on a multiprocessor of 65,536 registers
+            if name in ("sums", "block") and D <= 512:  # two on a multiprocessor's 65,536 registers
                 assert kernel["registers"] <= 128 and 2 * kernel["shared"] <= 226 * 1024, name
         if dtype != "fp32" and architecture in (80, 120):
             assert kernel["mma"], f"{name} does without the tensor cores"

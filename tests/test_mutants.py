@@ -35,6 +35,7 @@ CASES = {
     "pointed": pairs(67, 67, 20, scale=100.0),
     "sure": sure(),
     "tall": pairs(1100, 1100, 8),
+    "odd": pairs(67, 67, 21),  # features that are copied, into rows of 24
 }
 
 GRADIENTS = ["dI", "dT", "ds"]
@@ -121,7 +122,7 @@ MUTANTS = {
         ("(1 / (2 * N) if both else 1 / M)", "(1 / (2 * N) if both else 1 / N)")),
     "blocks: what comes from above is ignored": (
         "blocks", "square", GRADIENTS,
-        ("factor = upstream.to(scale.dtype) *", "factor = torch.ones_like(scale) *")),
+        ("* tl.load(upstream) * weight", "* weight")),
     "blocks: there are no columns": (
         "blocks", "square", GRADIENTS, ("COLUMNS=both", "COLUMNS=False")),
     "blocks: the last row is not written": (
@@ -133,15 +134,21 @@ MUTANTS = {
     "blocks: the first block of rows has the columns of all": (
         "blocks", "square", GRADIENTS, ("c[columns] if both else c", "c")),
     "blocks: each block begins the sums of the texts anew": (
-        "blocks", "square", ["dT"],
+        "blocks", "square", ["dT", "ds"],
         ("block.T, own, first=rows.start == 0)", "block.T, own, first=True)")),
     "blocks: each block begins the sums of the images anew": (
-        "blocks", "square", ["dI", "ds"],
+        "blocks", "square", ["dI"],
         ("block, T[columns], first=columns.start == 0)", "block, T[columns], first=True)")),
     "blocks: the boost stays in": (
-        "blocks", "sure", GRADIENTS, (" / base.boost(I.dtype))\n", ")\n")),
+        "blocks", "sure", GRADIENTS, (" / base.boost(I.dtype)\n", "\n")),
     "blocks: ids of the first columns": (
-        "blocks", "captions", GRADIENTS, ("x if x is None else x[here]", "x if x is None else x")),
+        "blocks", "captions", GRADIENTS, ("x if x is None else x[i]", "x if x is None else x")),
+    "blocks: the scale is missing": (
+        "blocks", "square", ["dI", "dT"], ("total * tl.load(scale), mask", "total, mask")),
+    "blocks: rows of padded features are taken for narrower ones": (
+        "blocks", "odd", ["ds"], ("A + row * stride", "A + row * D")),
+    "blocks: the last rows get no gradient": (
+        "blocks", "square", ["dI", "dT"], ("inside = (row < M)", "inside = (row < M - 1)")),
     "blocks: the tiles' order forgets the last rows": (
         "blocks", "tall", GRADIENTS,
         ("tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)", "tl.cdiv(M, BLOCK_M) - 1, GROUP)")),

@@ -95,8 +95,12 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
         with settings(kernel, candidate):
             call = calls(*features)[kernel]
             call()  # compiles
-            rough = np.median(times(call, 2, cuda))
-            ms = 1000 * np.median(times(call, max(3, min(int(SECONDS / rough), 100)), cuda))
+            host = times(call, 3, cuda=False)
+            if cuda:
+                torch.cuda.synchronize()
+            rough, launch = np.median(host), 1.5 * max(host)
+            count = max(3, min(int(SECONDS / rough), 100))
+            ms = 1000 * np.median([times(call, 1, cuda, launch)[0] for _ in range(count)])
     except Exception as error:  # any of Triton's, PyTorch's or the driver's
         if cuda:
             check_device(f"{kernel}, {candidate}: {in_a_line(error)}")
