@@ -70,8 +70,8 @@ test-gpu: $(READY)  ## the kernels' tests on a CUDA GPU
 
 sanitize-gpu: $(READY)  ## some of them under compute-sanitizer; every tool has its say, and an end
 	@$(NEEDS_GPU)
-	@# initcheck knows what descriptors write, as "blocks" and "hopper" do, since CUDA 13.1 only; and
-	@# whether racecheck knows barriers between groups of warps, or any tool "hopper", is not tried.
+	@# initcheck knows what descriptors write, as "blocks" and "hopper" do, since CUDA 13.1 only.
+	@# Tried is memcheck on "hopper"; whether racecheck knows barriers between groups of warps is not.
 	@failed=0; sanitize() { echo "$$@"; PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 150 compute-sanitizer \
 	  --error-exitcode 1 --tool $$1 $(BIN)python -m pytest -q -x --tb=short $$2 -k "$$3" || [ $$? -eq 5 ] || failed=1; }; \
 	some="(test_ids or test_strides or test_structure) and not tiled"; \

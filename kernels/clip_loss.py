@@ -59,8 +59,6 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     """
     check(image_features, text_features, logit_scale, label_offset, direction, backend)
     ids = check_ids(image_features, text_features, image_ids, text_ids)
-    if not torch.compiler.is_compiling():  # a compiler can't ask; the operators can, when they run
-        backend = choose(backend, image_features, len(text_features))
     wide = torch.promote_types(image_features.dtype, torch.float32)
     if isinstance(logit_scale, Tensor):
         scale = logit_scale.to(image_features.device, wide).reshape(())
@@ -141,7 +139,8 @@ class ClipLoss(nn.Module):
 # What passes from the first pass to the second is I, T, the scale and one number for each row and
 # column: no M × N. For torch.compile both are operators, which it takes as they are. Called without
 # it they are functions: what PyTorch does around an operator would take a tenth of a millisecond,
-# as long as the loss of some thousand pairs on a GPU.
+# as long as the loss of some thousand pairs on a GPU. They choose the backend: a compiler can't ask
+# what GPU there is.
 
 
 def as_asked(device):

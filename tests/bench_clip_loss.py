@@ -249,9 +249,10 @@ class Cell:
 def times(call, count, cuda, launch=0.0) -> list[float]:
     """Seconds of each of `count` calls in a row, by the device's own clock.
 
-    launch: seconds that Python takes to ask for one. For as long, for each of them, a GPU is kept
-    busy first: as in training, where the towers' work comes before the loss, and by the time it is
-    done all of the loss has been asked for. What is timed is the loss, not the waiting for Python.
+    launch: seconds that Python takes to ask for one, at most. For half as long again, for each of
+    them, a GPU is kept busy first: as in training, where the towers' work comes before the loss,
+    and by the time it is done all of the loss has been asked for. What is timed is the loss, not
+    the waiting for Python.
     """
     if not cuda:
         stamps = [time.perf_counter()]
@@ -260,13 +261,21 @@ def times(call, count, cuda, launch=0.0) -> list[float]:
             stamps.append(time.perf_counter())
         return [b - a for a, b in pairwise(stamps)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    torch.cuda._sleep(int(launch * count * CLOCK))
+    torch.cuda._sleep(int(1.5 * launch * count * CLOCK))
     events[0].record()
     for event in events[1:]:
         call()
         event.record()
     torch.cuda.synchronize()
     return [a.elapsed_time(b) / 1000 for a, b in pairwise(events)]
+
+
+def asking(call) -> list[float]:
+    """Seconds that Python takes to ask an idle GPU for a call, five times."""
+    torch.cuda.synchronize()
+    found = times(call, 5, cuda=False)
+    torch.cuda.synchronize()
+    return found
 
 
 def prepare(cell, cuda):
@@ -294,13 +303,11 @@ def turn(cell, cuda):
     if cuda and cell.estimate < GPU_SECONDS:
         torch.cuda.empty_cache()
         cell.run()
-        torch.cuda.synchronize()
         count = min(max(int(GPU_SECONDS / 3 / cell.estimate), 2), QUEUE)
         if cell.estimate < LAUNCHES:
-            host = times(cell.run, 5, cuda=False)
-            torch.cuda.synchronize()
+            host = asking(cell.run)
             cell.host += host
-            launch = 1.5 * max(host)
+            launch = max(host)
     cell.seconds += times(cell.run, count, cuda, launch)
 
 

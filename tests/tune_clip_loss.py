@@ -22,6 +22,7 @@ import torch
 from bench_clip_loss import (
     RESULTS,
     BrokenDevice,
+    asking,
     check_device,
     file_name,
     in_a_line,
@@ -95,11 +96,8 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
         with settings(kernel, candidate):
             call = calls(*features)[kernel]
             call()  # compiles
-            host = times(call, 3, cuda=False)
-            if cuda:
-                torch.cuda.synchronize()
-            rough, launch = np.median(host), 1.5 * max(host)
-            count = max(3, min(int(SECONDS / rough), 100))
+            rough = np.median(times(call, 2, cuda))
+            count, launch = max(3, min(int(SECONDS / rough), 100)), max(asking(call)) if cuda else 0
             ms = 1000 * np.median([times(call, 1, cuda, launch)[0] for _ in range(count)])
     except Exception as error:  # any of Triton's, PyTorch's or the driver's
         if cuda:
