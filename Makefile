@@ -5,8 +5,9 @@ PRESET ?= flickr8k-5min
 RECORDS ?= miniclip/results
 ARGS   ?=
 
-KERNEL_TESTS := tests/test_clip_loss.py tests/test_kernel_parity.py tests/test_mutants.py \
-                tests/test_reference.py
+KERNEL_TESTS := tests/kernels/test_clip_loss.py tests/kernels/test_parity.py \
+                tests/kernels/test_mutants.py tests/kernels/test_reference.py
+KERNEL_BENCH := kernels/benchmarks
 BIN   := $(if $(VENV),$(VENV)/bin/)
 READY := $(if $(VENV),$(VENV)/.ready)
 BENCH := $(if $(VENV),$(VENV)/.ready-bench)
@@ -14,7 +15,7 @@ BENCH := $(if $(VENV),$(VENV)/.ready-bench)
 NEEDS_GPU = $(BIN)python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make $@ needs a CUDA GPU; PyTorch sees none")'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-tiny train record figures test test-gpu sanitize-gpu lessons check bench bench-gpu tune-gpu bench-plots lint loc clean
+.PHONY: help setup train-tiny train record figures test quick test-gpu sanitize-gpu lessons check bench bench-gpu tune-gpu bench-plots lint loc clean
 
 help:  ## this list
 	@echo "make TARGET, one of:"
@@ -51,34 +52,39 @@ record:  ## keep the figures of runs/PRESET in RECORDS=miniclip/results, where f
 
 figures: $(READY)  ## draw every picture again: README's, benchmarks' and lessons'
 	$(BIN)python -m miniclip.plots
-	$(BIN)python tests/bench_clip_loss.py --plot
+	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py --plot
 	MINICLIP_DRAW=1 $(BIN)python -m pytest -q lessons
 
-test: $(READY)  ## run pytest: tests/ and lessons/
+test: $(READY)  ## every test: tests/ and the lessons, some ten minutes
 	$(BIN)python -m pytest $(ARGS)
+
+quick: $(READY)  ## what to run before each commit: ruff, and the tests that are not slow
+	$(BIN)python -m ruff check .
+	$(BIN)python -m pytest -q tests -m "not slow" $(ARGS)
 
 test-gpu: $(READY)  ## the kernels' tests on a CUDA GPU
 	@$(NEEDS_GPU)
-	@# Nearly a thousand variants of the kernels are compiled, so in a process for each core, up to 16.
-	@# The warps of "hopper" wait for each other: a few of its tests go first, and have an end.
+	@# Nearly a thousand variants of the kernels are compiled: in one process for each core, up to 16.
+	@# The warps of "hopper" wait for each other. So a few of its tests go first, with a time limit.
 	@in_parts() { pids=; failed=0; n=$$(nproc); [ $$n -le 16 ] || n=16; for i in $$(seq 0 $$((n - 1))); do \
 	  OMP_NUM_THREADS=1 timeout 420 $(BIN)python -m pytest -q --tb=short --part $$i/$$n "$$@" $(ARGS) & pids="$$pids $$!"; done; \
 	  for pid in $$pids; do wait $$pid || [ $$? -eq 5 ] || failed=1; done; return $$failed; }; \
 	in_parts $(KERNEL_TESTS); result=$$?; \
-	timeout 90 $(BIN)python -m pytest -q -x --tb=short tests/test_hopper.py -k "no_tile or 300-300-512 or 640"; \
-	case $$? in 0) in_parts tests/test_hopper.py || result=1;; 5) ;; *) result=1;; esac; exit $$result
+	timeout 90 $(BIN)python -m pytest -q -x --tb=short tests/kernels/test_hopper.py -k "no_tile or 300-300-512 or 640"; \
+	case $$? in 0) in_parts tests/kernels/test_hopper.py || result=1;; 5) ;; *) result=1;; esac; exit $$result
 
-sanitize-gpu: $(READY)  ## some of them under compute-sanitizer; every tool has its say, and an end
+sanitize-gpu: $(READY)  ## some of them under compute-sanitizer, each tool with a time limit
 	@$(NEEDS_GPU)
 	@# initcheck knows what descriptors write, as "blocks" and "hopper" do, since CUDA 13.1 only.
-	@# Tried is memcheck on "hopper"; whether racecheck knows barriers between groups of warps is not.
+	@# Only memcheck has been tried on "hopper". Whether racecheck knows barriers between groups of
+	@# warps is not known yet.
 	@failed=0; sanitize() { echo "$$@"; PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 150 compute-sanitizer \
 	  --error-exitcode 1 --tool $$1 $(BIN)python -m pytest -q -x --tb=short $$2 -k "$$3" || [ $$? -eq 5 ] || failed=1; }; \
 	some="(test_ids or test_strides or test_structure) and not tiled"; \
-	sanitize memcheck tests/test_kernel_parity.py "$$some"; \
-	sanitize racecheck tests/test_kernel_parity.py "$$some"; \
-	sanitize initcheck tests/test_kernel_parity.py "$$some and not blocks"; \
-	sanitize memcheck tests/test_hopper.py "test_it_is_right and (300 or 640)"; exit $$failed
+	sanitize memcheck tests/kernels/test_parity.py "$$some"; \
+	sanitize racecheck tests/kernels/test_parity.py "$$some"; \
+	sanitize initcheck tests/kernels/test_parity.py "$$some and not blocks"; \
+	sanitize memcheck tests/kernels/test_hopper.py "test_it_is_right and (300 or 640)"; exit $$failed
 
 lessons: $(READY)  ## run the code of every chapter, a line for each
 	$(BIN)python -m pytest -q lessons $(ARGS)
@@ -87,28 +93,28 @@ check: $(READY)  ## is the exercise of chapter N=08 right, and if not, what is w
 	@$(BIN)python lessons/check.py $(N)
 
 bench: $(BENCH)  ## tokenizer, training, features, search beside peers; the loss on every backend
-	$(BIN)python tests/bench_tokenizer.py
-	$(BIN)python tests/bench_train.py
-	$(BIN)python tests/bench_pretrained.py
-	$(BIN)python tests/bench_search.py
-	$(BIN)python tests/bench_launch.py
-	$(BIN)python tests/bench_clip_loss.py
+	$(BIN)python tests/benchmarks/bench_tokenizer.py
+	$(BIN)python tests/benchmarks/bench_train.py
+	$(BIN)python tests/benchmarks/bench_pretrained.py
+	$(BIN)python tests/benchmarks/bench_search.py
+	$(BIN)python $(KERNEL_BENCH)/bench_launch.py
+	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py
 
 bench-gpu: $(READY)  ## the kernel beside its peers on a CUDA GPU, into kernels/results
-	$(BIN)python tests/bench_clip_loss.py --gpu $(ARGS)
+	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py --gpu $(ARGS)
 
 tune-gpu: $(READY)  ## which tile sizes are fastest on this CUDA GPU, into kernels/results/tiles
-	$(BIN)python tests/tune_clip_loss.py $(ARGS)
+	$(BIN)python $(KERNEL_BENCH)/tune_clip_loss.py $(ARGS)
 
 bench-plots: $(READY)  ## draw kernels/results again
-	$(BIN)python tests/bench_clip_loss.py --plot
+	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py --plot
 
 lint: $(READY)  ## ruff, on everything
 	$(BIN)python -m ruff check .
 
-loc: $(READY)  ## lines of code, room by room, and the budget
-	$(BIN)python tests/loc.py
+loc: $(READY)  ## lines of code, room by room
+	$(BIN)python tests/helpers/loc.py
 
 clean:  ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build kernels/build *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,10 +4,10 @@
     model, tokenizer, transform = miniclip.load("runs/tiny")
 """
 
-from miniclip_kernels.clip_loss import clip_loss
+from miniclip_kernels import clip_loss
 
 from miniclip.model import CLIP
-from miniclip.pretrained import load
 from miniclip.tokenizer import Tokenizer
+from miniclip.weights.pretrained import load
 
 __all__ = ["CLIP", "Tokenizer", "clip_loss", "load"]

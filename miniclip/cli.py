@@ -16,13 +16,19 @@ from shlex import quote
 from PIL import Image
 from safetensors import SafetensorError
 
-from miniclip import evaluate, plots, pretrained
+from miniclip import plots
 from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_config
-from miniclip.data import load_pairs
-from miniclip.evaluate import TEMPLATES, classify, labelled_images, retrieval, zero_shot_report
-from miniclip.search import DEFAULT_MODEL, find, index, search
-from miniclip.sources import Source, one_line, read_text
-from miniclip.train import Diverged, pick_device, train
+from miniclip.data.labelled import labelled_images
+from miniclip.data.pairs import load_pairs
+from miniclip.data.sources import Source, one_line
+from miniclip.device import pick_device
+from miniclip.files import read_text
+from miniclip.tasks.retrieval import retrieval
+from miniclip.tasks.search import DEFAULT_MODEL, find, index, search
+from miniclip.tasks.zero_shot import DRAWN_CLASSES, TEMPLATES, classify, zero_shot_report
+from miniclip.train import Diverged, train
+from miniclip.weights import pretrained
+from miniclip.weights.export import FORMATS, export
 
 DRAWN = 100  # images in a sheet, at most
 
@@ -114,7 +120,7 @@ def run_zero_shot(arguments, loaded):
         raise ValueError(f'{arguments.names} must be JSON of the form {{"folder": "class name", …}}'
                          ) from None
     rows, names = labelled_images(arguments.data, arguments.split, renamed)
-    if arguments.plot and len(names) > (most := evaluate.DRAWN_CLASSES):
+    if arguments.plot and len(names) > (most := DRAWN_CLASSES):
         raise ValueError(f"--plot can show {most:,} classes; there are {len(names):,}")
     metrics, confusion = zero_shot_report(
         loaded, islice(rows, arguments.limit or None), names, arguments.template or TEMPLATES)
@@ -196,7 +202,7 @@ def run_search(arguments):
 def run_export(arguments):
     """miniclip export: a run's weights, as others read them."""
     path = f"{arguments.run.rstrip('/')}-{arguments.format}{'.pt' * (arguments.format == 'openai')}"
-    path = pretrained.export(arguments.run, arguments.out or path, arguments.format)
+    path = export(arguments.run, arguments.out or path, arguments.format)
     print(plots.shown_name(path, 10**6))
 
 
@@ -273,7 +279,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("export", help="write a run's weights as others read them")
     command.add_argument("run", metavar="RUN", help="a run's folder")
-    command.add_argument("--format", required=True, choices=pretrained.FORMATS)
+    command.add_argument("--format", required=True, choices=FORMATS)
     command.add_argument("--out", metavar="PATH", help="a new name (default RUN-FORMAT)")
     command.set_defaults(function=run_export)
     return parser
@@ -318,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     """→ exit code: 0, 1 for a run that diverged, 2 for bad input, 130 for a stop by Ctrl-C, 141 for
     a reader that closed the pipe."""
     arguments = build_parser().parse_args(argv)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.py has its own limit
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images.py has its own limit
     sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a sign shows another
     try:
         arguments.function(arguments)

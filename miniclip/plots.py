@@ -15,10 +15,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure  # not pyplot: a notebook keeps its own backend
 from PIL import Image, ImageOps
 
-from miniclip import shapes
-from miniclip.checkpoint import read_rows, write_atomically
-from miniclip.data import Pairs, fit, rgb
-from miniclip.evaluate import class_vectors, embed_images, embed_texts
+from miniclip.data import scenes
+from miniclip.data.images import fit, rgb
+from miniclip.data.pairs import Pairs
+from miniclip.files import read_rows, write_atomically
+from miniclip.tasks.features import embed_images, embed_texts
+from miniclip.tasks.zero_shot import class_vectors
 
 BLUE, ORANGE, GREEN, RED, GRAY = "#3566a8", "#d9822b", "#3a8f4d", "#c23b3b", "#8a8a8a"
 STYLE = {
@@ -127,8 +129,8 @@ def zero_shot_sheet(model, tokenizer, pairs: Pairs, path: Path):
     Of generated scenes the truth is known: combinations held out of training, the right one green.
     """
     if pairs.name.startswith("shapes:"):
-        names = shapes.class_names()
-        images, labels = shapes.held_out_set(1, seed=9)
+        names = scenes.class_names()
+        images, labels = scenes.held_out_set(1, seed=9)
         images, labels = fit(images, model.config.image_size)[:18:3], labels[:18:3].tolist()
     else:
         names = list(EVERYDAY)
@@ -220,15 +222,15 @@ def draw_run(folder: Path, model, tokenizer, pairs: Pairs, batch_size: int):
 
 def scenes_sheet(path: Path, seed: int = 4):
     """Generated scenes with one caption each, and one scene in every style."""
-    images, captions, scenes = shapes.generate(14, seed)
+    images, captions, drawn = scenes.generate(14, seed)
     with drawing(path, 3, 7, grid=False, figsize=(9.6, 5.4)) as axes:
         for axis, image, texts in zip(axes.flat, images, captions):
             show(axis, image)
             axis.set_xlabel("\n".join(textwrap.wrap(min(texts, key=len), 20)), fontsize=7)
         axes[2, 0].axis("off")
         axes[2, 0].text(0, 0.5, "one scene,\nshifted", va="center")
-        for axis, style in zip(axes[2, 1:], shapes.STYLES):
-            show(axis, shapes.render(scenes[0], np.random.default_rng(seed), style))
+        for axis, style in zip(axes[2, 1:], scenes.STYLES):
+            show(axis, scenes.render(drawn[0], np.random.default_rng(seed), style))
             axis.set_xlabel(style, fontsize=7)
 
 

@@ -33,6 +33,8 @@ import ftfy
 import regex
 import torch
 
+from miniclip.files import write_text
+
 CLIP_MERGES = 48_894  # CLIP's file holds more merges than CLIP uses: 49,408 ids - 512 bytes - 2
 END_OF_WORD = "</w>"
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
@@ -214,8 +216,8 @@ class Tokenizer:
     def from_clip(cls, merges_path: str | os.PathLike) -> Tokenizer:
         """CLIP's own tokenizer: 49,408 ids, context length 77.
 
-        `merges_path` is `bpe_simple_vocab_16e6.txt.gz` of openai/CLIP, of whose merges CLIP uses
-        the first 48,894, or the `merges.txt` that the Hugging Face Hub keeps beside CLIP models.
+        `merges_path` is `bpe_simple_vocab_16e6.txt.gz` of openai/CLIP, or the `merges.txt` that the
+        Hugging Face Hub keeps beside CLIP models. CLIP uses its first 48,894 merges.
         Both start with a header line. ValueError for any other file, OSError for none.
         """
         try:
@@ -244,13 +246,8 @@ class Tokenizer:
         """Write version, context_length and merges as JSON: wholly, or not at all."""
         merges = [" ".join(self.symbols[i] for i in pair) for pair in self._merges]
         saved = {"version": 1, "context_length": self.context_length, "merges": merges}
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"  # beside it, so that replace is atomic
-        try:
-            text = json.dumps(saved, ensure_ascii=False, indent=1)  # one merge a line
-            Path(temporary).write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        text = json.dumps(saved, ensure_ascii=False, indent=1)  # one merge a line
+        write_text(Path(path), text + "\n")
 
     def _encode_word(self, word: str) -> list[int]:
         """Merge a word's bytes, always the pair that was learned earliest, until none is known."""

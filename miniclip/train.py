@@ -2,8 +2,9 @@
 
     batch of pairs ─▶ two towers ─▶ clip_loss ─▶ gradient ─▶ Muon and AdamW ─▶ scale ≤ 100
 
-Everything random is a function of the seed and the step, so a run that was stopped, or killed,
-goes on as if nothing had happened: bit for bit on a CPU.
+`train` is the whole story, read downwards once; the functions behind it are its footnotes.
+Everything random is a function of the seed and the step. So a run that was stopped or killed can
+be resumed, and on a CPU its weights are the same bit for bit.
 """
 
 import json
@@ -13,120 +14,159 @@ import resource
 import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
 import torch
-from miniclip_kernels.clip_loss import clip_loss
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from miniclip_kernels import clip_loss
 from tqdm import tqdm
 
-from miniclip import checkpoint, plots
+from miniclip import plots
 from miniclip.config import MODELS, ModelConfig, TrainConfig, save_config
-from miniclip.data import Batches, Pairs, load_pairs
-from miniclip.evaluate import embed_images, embed_texts, retrieval, shapes_report
+from miniclip.data.batches import Batches, prefetch
+from miniclip.data.pairs import Pairs, load_pairs
+from miniclip.data.sources import HubUnreachable, Source
+from miniclip.device import bf16_is_fast, fast_math, pick_device
+from miniclip.files import append_row, one_writer, write_text
 from miniclip.model import CLIP
-from miniclip.sources import HubUnreachable, Source
+from miniclip.optim import build_optimizers, schedule
+from miniclip.tasks.features import embed_images, embed_texts
+from miniclip.tasks.retrieval import retrieval
+from miniclip.tasks.zero_shot import shapes_report
 from miniclip.tokenizer import Tokenizer
+from miniclip.weights import checkpoint
 
 LOG_EVERY = 10  # steps
 SHOWN = 24  # pairs of the similarity matrix that is kept for the pictures
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer a number; the message says when, and what to try."""
+    """The loss is no longer finite; the message says when, and what to try."""
 
 
-# ------------------------------------------------------------------------------- the pieces
+def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="runs/default",
+          device: str = "auto", resume: bool = False) -> dict:
+    """Train a CLIP into a run folder → the figures of its best checkpoint, as in metrics.json.
 
+    Args:
+        config: the settings of the run.
+        model_config: the model's shape (default: the one that config.model names).
+        folder: the run's folder. An older run of that name is moved aside.
+        device: auto, cpu, cuda or mps.
+        resume: go on from the folder's last saved step; config and model_config must then be those
+            of the folder.
 
-def pick_device(name: str = "auto") -> torch.device:
-    """auto | cpu | cuda | mps → a device that is there; ValueError for one that is not."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-             "cpu": True}
-    there = [device for device, here in found.items() if here]
-    if name not in ("auto", *there):
-        raise ValueError(f"device {name!r} is not here; found: {', '.join(there)}")
-    return torch.device(there[0] if name == "auto" else name)
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware (for a CPU: AMX, AVX512-BF16)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (
-        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-
-
-@contextmanager
-def fast_math(device: torch.device):
-    """The forward pass in bfloat16 where that is fast, and attention as the device likes it."""
-    bf16 = bf16_is_fast(device)
-    # On sequences this short, PyTorch's flash attention for CPUs takes four times as long in
-    # bfloat16 as plain matrix products: half of a training step. In float32 it takes half as long.
-    plain = sdpa_kernel(SDPBackend.MATH) if bf16 and device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16), plain:
-        yield
-
-
-class Muon(torch.optim.Muon):
-    """Muon (Jordan et al. 2024) that takes convolutions too.
-
-    It replaces a matrix's momentum by nearly the nearest orthogonal matrix, so that every direction
-    of the update has about the same length, the rare ones too. A kernel (out, in, k, k) is a matrix
-    as well: (out, in · k · k), which multiplies patches. Hence a second parameter for each kernel,
-    over the same numbers in memory, with a matrix's shape and a gradient of its own.
+    Raises:
+        ValueError: input that cannot be trained on, or a folder that holds anything but a run.
+        HubUnreachable: the Hub does not give data that were asked for by name.
+        Diverged: the loss is no longer finite. What was saved before is kept.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved first.
     """
+    folder, device = Path(folder).resolve(), pick_device(device)
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float):
-        self.kernels = [p for p in parameters if p.ndim == 4]
-        self.matrices = [nn.Parameter(p.data.view(len(p), -1)) for p in self.kernels]
-        plain = [p for p in parameters if p.ndim == 2]
-        super().__init__([*plain, *self.matrices], lr=lr, weight_decay=weight_decay)
+    # The data, and a tokenizer that learns from the training captions.
+    model_config = model_config or MODELS[config.model]
+    pairs, held_out, config = prepare_data(config, model_config, resume)
+    if resume:
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    else:
+        texts, _ = pairs.flat_captions()
+        tokenizer = Tokenizer.train(texts, model_config.vocab_size, model_config.context_length)
+    model_config = replace(model_config, vocab_size=tokenizer.vocab_size)  # few texts, few tokens
+    batches = Batches(pairs, tokenizer, model_config.image_size, config, device)
 
-    def step(self):
-        for kernel, matrix in zip(self.kernels, self.matrices):
-            matrix.grad, kernel.grad = kernel.grad.flatten(1), None
-        super().step()
+    # The model, and what will change it.
+    generator = torch.Generator().manual_seed(config.seed)
+    model = CLIP(model_config).init_weights(generator).to(device)
+    optimizers = build_optimizers(model, config)
+    progress = {"step": 0, "best": -1.0, "best_step": 0, "seconds": 0.0,
+                "data": [pairs.summary, held_out.summary]}
+
+    if not resume:
+        checkpoint.make_folder(folder)
+    with one_writer(folder, "train"):
+        if resume:
+            progress = restore(folder, config, model, optimizers, progress)
+        else:
+            save_config(config, folder / "train.json")  # first: this file marks a folder as a run
+            save_config(model_config, folder / "config.json")
+            tokenizer.save(folder / "tokenizer.json")
+        if progress["step"] == 0:
+            evaluate(folder, model, tokenizer, held_out, progress)
+
+        steps = range(progress["step"], config.steps)
+        begin = time.perf_counter() - progress["seconds"]
+        recent = Recent()
+        with StopSignal() as stop, progress_bar(steps) as bar:
+            for step, pixels, tokens, waited in prefetch(batches, steps):
+                share = schedule(step, config)
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["peak"] * share
+
+                with fast_math(device):
+                    image_features, text_features, scale = model(pixels, tokens)  # (B, D) twice, ()
+                loss = clip_loss(image_features.float(), text_features.float(), scale)
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                model.clamp_scale_()
+
+                done = progress["step"] = step + 1
+                bar.update()
+                recent.add(loss, norm, scale, waited)
+                log_now = done % LOG_EVERY == 0
+                evaluate_now = done % config.eval_every == 0 or done == config.steps
+                save_now = evaluate_now or stop.asked
+                if not (log_now or save_now):
+                    continue  # without a wait for the device
+
+                recent.check_finite(done)
+                if log_now:
+                    row = recent.figures(done, len(pixels))
+                    row["accuracy"] = accuracy(image_features, text_features)
+                    row["learning_rate"] = config.learning_rate * share
+                    append_row(folder / "metrics.jsonl", row)
+                    bar.set_postfix_str(in_short(row))
+                if evaluate_now:
+                    evaluate(folder, model, tokenizer, held_out, progress)
+                progress["seconds"] = time.perf_counter() - begin
+                if save_now:
+                    checkpoint.save_state(folder, model, optimizers, progress)
+                if stop.asked and done < config.steps:
+                    raise KeyboardInterrupt(
+                        f"; go on with: miniclip train --run {quote(str(folder))} --resume")
+                recent = Recent()
+
+        # The best weights, from the disk: what is measured and drawn is what a user will load.
+        model, tokenizer, _ = checkpoint.load(folder, device)
+        metrics = report(model, tokenizer, pairs, held_out, config, progress, device)
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        plots.draw_run(folder, model, tokenizer, held_out, config.batch_size)
+        return metrics
 
 
-def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for every matrix that features pass through, AdamW for the rest.
-
-    Only those matrices decay: not gains, biases, embeddings and the scale.
-    """
-    matrices, rest = [], []
-    for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or name.endswith(("positions", "tokens.weight"))
-        (rest if plain else matrices).append(parameter)
-    groups = [{"params": rest, "weight_decay": 0.0}]
-    if not config.muon_learning_rate:
-        groups.append({"params": matrices, "weight_decay": config.weight_decay})
-    optimizers = [torch.optim.AdamW(
-        groups, config.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)]
-    if config.muon_learning_rate:
-        optimizers.append(Muon(matrices, config.muon_learning_rate, config.weight_decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
-    return optimizers
+# ------------------------------------------------------------------------------- before the loop
 
 
-def schedule(step: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine to zero."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.5 * (1 + math.cos(math.pi * done))
+NO_HUB = """
+Flickr8k is out of reach: {error}.
+Training goes on with `shapes`, the built-in generated scenes, neither cropped, mirrored nor tinted:
+their captions name places and colours. Figures for photographs need photographs. To get Flickr8k,
+run the same command again with a network. Or put its parquet files, or its images with
+captions.txt, into a folder and set MINICLIP_DATA=/path/to/folder.
+"""
 
 
 def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
-    """Both splits, and the configuration as it is after a Hub that can't be reached.
+    """→ (training pairs, validation pairs, the configuration with the data's place filled in).
 
-    What nobody asked for by name may be replaced, with a clear word; never in the middle of a run.
+    Where the Hub does not answer, a data set that was not asked for by name is replaced by
+    `shapes`, with a notice; never in the middle of a run.
     """
     source, size = Source.find(config.data or None), model_config.image_size
     try:
@@ -139,17 +179,32 @@ def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
         config = replace(config, data="shapes", crop=1.0, jitter=0.0)
         return prepare_data(config, model_config, resume)
     flip = config.flip and source.kind != "shapes"  # captions of scenes say left and right
-    # Where the data are, to resume from wherever, whatever is set then.
+    # The place is kept, so that a run can be resumed from anywhere.
     return pairs, held_out, replace(config, data=source.where, flip=flip)
 
 
-NO_HUB = """
-Flickr8k can't be had: {error}.
-Training goes on with `shapes`, the built-in generated scenes, neither cropped, mirrored nor tinted:
-their captions name places and colours. Figures for photographs need photographs. To get Flickr8k:
-come back with a network and run the same command, or put its parquet files, or its images with
-captions.txt, in a folder and set MINICLIP_DATA=/path/to/folder.
-"""
+def restore(folder: Path, config: TrainConfig, model: CLIP, optimizers: list,
+            progress: dict) -> dict:
+    """Put a run's last saved step into model and optimizers → its progress.
+
+    Lines of metrics that were written after that step are removed: those steps are taken again.
+    ValueError where the data are not those that the run was trained on.
+    """
+    state = checkpoint.load_state(folder)
+    model.load_state_dict(state["model"])
+    for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    before = state["progress"].get("data", progress["data"])
+    if progress["data"] != before:
+        raise ValueError(f"{folder} was trained on {' and '.join(before)}; {config.data} "
+                         f"has {' and '.join(progress['data'])} now: start a new --run")
+    save_config(config, folder / "train.json")  # the data may have moved
+    for name in ("metrics.jsonl", "similarity.jsonl"):
+        checkpoint.rewind_rows(folder / name, state["progress"]["step"])
+    return state["progress"]
+
+
+# ------------------------------------------------------------------------------- within the loop
 
 
 class StopSignal:
@@ -170,159 +225,92 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-# ------------------------------------------------------------------------------- the run
+class Recent:
+    """The steps since the last look at them. Their figures stay on the device until then."""
+
+    def __init__(self):
+        self.began = time.perf_counter()
+        self.values = []  # of each step: loss, gradient norm, scale, (3,)
+        self.waited = 0.0  # seconds, for data
+
+    def add(self, loss, norm, scale, waited: float):
+        self.values.append(torch.stack([loss.detach(), norm, scale.detach()]))
+        self.waited += waited
+
+    def check_finite(self, done: int):
+        """Diverged if a loss or a gradient of these steps, `done` being the last, was not."""
+        rows = torch.stack(self.values).tolist()
+        for step, (loss, norm, scale) in enumerate(rows, start=done - len(rows) + 1):
+            if not math.isfinite(loss + norm):
+                raise Diverged(
+                    f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}, scale {scale:.4g}: "
+                    "no longer finite. Start again with a lower --learning-rate or "
+                    "--muon-learning-rate, or a longer --warmup")
+
+    def figures(self, done: int, batch_size: int) -> dict:
+        """A line of metrics.jsonl: figures of the last step, speed of them all."""
+        loss, norm, scale = self.values[-1].tolist()
+        seconds = time.perf_counter() - self.began
+        return {"step": done, "loss": loss, "scale": scale, "gradient_norm": norm,
+                "pairs_per_second": round(len(self.values) * batch_size / seconds, 1),
+                "waiting_share": round(self.waited / seconds, 4)}
 
 
-def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="runs/default",
-          device: str = "auto", resume: bool = False) -> dict:
-    """Train a CLIP into `folder` → the figures of its best checkpoint, as in metrics.json.
-
-    model_config: the model's shape (default: the one that config.model names). resume: go on from
-    `folder`'s last saved step; config and model_config must then be those of the folder.
-    An older run in `folder` is moved aside. Stopped by Ctrl-C, it saves and raises
-    KeyboardInterrupt. Raises ValueError for input that cannot be trained on and for a folder that
-    holds anything but a run, HubUnreachable for named data that the Hub does not give, Diverged
-    when the loss is no longer finite.
-    """
-    folder, device = Path(folder).resolve(), pick_device(device)
-    if device.type == "cpu":  # not only CUDA's: attention as fast_math has it stays in bfloat16
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    model_config = model_config or MODELS[config.model]
-    pairs, held_out, config = prepare_data(config, model_config, resume)
-    generator = torch.Generator().manual_seed(config.seed)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json") if resume else Tokenizer.train(
-        pairs.flat_captions()[0], model_config.vocab_size, model_config.context_length)
-    model_config = replace(model_config, vocab_size=tokenizer.vocab_size)  # few texts, few tokens
-    batches = Batches(pairs, tokenizer, model_config.image_size, config, device)
-    model = CLIP(model_config).init_weights(generator).to(device)
-    optimizers = build_optimizers(model, config)
-    progress = {"step": 0, "best": -1.0, "best_step": 0, "seconds": 0.0,
-                "data": [pairs.summary, held_out.summary]}
-    if not resume:
-        checkpoint.make_folder(folder)
-    with checkpoint.one_writer(folder, "train"):
-        if resume:
-            state = checkpoint.load_state(folder)
-            model.load_state_dict(state["model"])
-            for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(values)
-            if progress["data"] != (before := state["progress"].get("data", progress["data"])):
-                raise ValueError(f"{folder} was trained on {' and '.join(before)}; {config.data} "
-                                 f"has {' and '.join(progress['data'])} now: start a new --run")
-            progress = state["progress"]
-            save_config(config, folder / "train.json")  # the data may have moved
-            for name in ("metrics.jsonl", "similarity.jsonl"):
-                checkpoint.rewind_rows(folder / name, progress["step"])
-        else:
-            save_config(config, folder / "train.json")  # first: by it a folder is known as a run
-            save_config(model_config, folder / "config.json")
-            tokenizer.save(folder / "tokenizer.json")
-        run = Run(folder, config, model, tokenizer, held_out, optimizers, progress)
-        run.loop(batches, device)
-        return run.finish(pairs, device)
+def progress_bar(steps: range) -> tqdm:
+    return tqdm(total=steps.stop, initial=steps.start, unit="step", dynamic_ncols=True)
 
 
-class Run:
-    """What belongs together while a model trains; `loop` is the training loop itself."""
+def in_short(row: dict) -> str:
+    """A line of metrics.jsonl, as it stands behind the progress bar."""
+    return (f"loss {row['loss']:.3f}, scale {row['scale']:.1f}, right {row['accuracy']:.0%}, "
+            f"{row['pairs_per_second']:.0f} pairs/s")
 
-    def __init__(self, folder, config, model, tokenizer, held_out, optimizers, progress):
-        self.folder, self.config, self.model, self.tokenizer = folder, config, model, tokenizer
-        self.held_out, self.optimizers, self.progress = held_out, optimizers, progress
 
-    def loop(self, batches: Batches, device: torch.device):
-        """From progress["step"] to config.steps."""
-        config, model, progress = self.config, self.model, self.progress
-        if progress["step"] == 0:
-            self.evaluate()
-        begin, before = time.perf_counter(), progress["seconds"]
-        bar = tqdm(total=config.steps, initial=progress["step"], unit="step", dynamic_ncols=True)
-        with StopSignal() as stop, bar:
-            for step in range(progress["step"], config.steps):
-                for optimizer in self.optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = group["peak"] * schedule(step, config)
-                pixels, tokens = batches[step]
-                with fast_math(device):
-                    image_features, text_features, scale = model(pixels, tokens)
-                loss = clip_loss(image_features.float(), text_features.float(), scale)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-                if not torch.isfinite(loss + norm):
-                    raise Diverged(self.diagnosis(step, loss, norm, scale))
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
-                model.clamp_scale_()
+@torch.no_grad()
+def accuracy(image_features, text_features) -> float:
+    """Share of a batch's images (B, D) whose nearest text (B, D) is their own."""
+    nearest = (image_features @ text_features.T).argmax(1).cpu()  # (B,) texts, one per image
+    return (nearest == torch.arange(len(nearest))).double().mean().item()
 
-                progress["step"] = step + 1
-                bar.update()
-                if (step + 1) % LOG_EVERY == 0:
-                    rate = (bar.n - bar.initial) * len(pixels) / (time.perf_counter() - begin)
-                    told = self.log(image_features.detach(), text_features.detach(), loss, scale)
-                    bar.set_postfix_str(f"{told}, {rate:.0f} pairs/s")
-                last = step + 1 == config.steps
-                due = last or (step + 1) % config.eval_every == 0
-                if due:
-                    self.evaluate()
-                progress["seconds"] = before + time.perf_counter() - begin
-                if due or stop.asked:
-                    self.save()
-                if stop.asked and not last:
-                    raise KeyboardInterrupt(
-                        f"; go on with: miniclip train --run {quote(str(self.folder))} --resume")
 
-    def log(self, image_features, text_features, loss, scale) -> str:
-        """One line of metrics.jsonl, and the same for the eye."""
-        nearest = (image_features @ text_features.T).argmax(1).cpu()  # (B,) texts, one per image
-        accuracy = (nearest == torch.arange(len(nearest))).double().mean().item()
-        step = self.progress["step"]
-        checkpoint.append_row(self.folder / "metrics.jsonl", {
-            "step": step, "loss": loss.item(), "scale": scale.item(), "accuracy": accuracy,
-            "learning_rate": self.config.learning_rate * schedule(step - 1, self.config)})
-        return f"loss {loss.item():.3f}, scale {scale.item():.1f}, right {accuracy:.0%}"
+def evaluate(folder: Path, model: CLIP, tokenizer: Tokenizer, held_out: Pairs, progress: dict):
+    """Recall on the held-out split. The weights are saved if they are the best so far."""
+    model.eval()
+    step, metrics = progress["step"], retrieval(model, tokenizer, held_out)
+    append_row(folder / "metrics.jsonl", {"step": step, **metrics})
+    captions = [captions[0] for captions in held_out.captions[:SHOWN]]
+    cosines = (embed_images(model, held_out.images[:SHOWN])
+               @ embed_texts(model, tokenizer, captions).T)  # (SHOWN, SHOWN)
+    rounded = [[round(x, 4) for x in row] for row in cosines.tolist()]
+    append_row(folder / "similarity.jsonl", {"step": step, "cosines": rounded})
+    mean = (metrics["image_to_text"]["R@10"] + metrics["text_to_image"]["R@10"]) / 2
+    if mean >= progress["best"]:  # of equals the last: few images are soon all found
+        progress.update(best=mean, best_step=step)
+        checkpoint.save_weights(model, folder)
+    model.train()
 
-    def save(self):
-        checkpoint.save_state(self.folder, {
-            "model": self.model.state_dict(), "progress": self.progress,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]})
 
-    def evaluate(self):
-        """Recall on the held-out split; the weights are kept if they are the best so far."""
-        self.model.eval()
-        metrics = retrieval(self.model, self.tokenizer, self.held_out)
-        mean = (metrics["image_to_text"]["R@10"] + metrics["text_to_image"]["R@10"]) / 2
-        step = self.progress["step"]
-        checkpoint.append_row(self.folder / "metrics.jsonl", {"step": step, **metrics})
-        matrix = embed_images(self.model, self.held_out.images[:SHOWN]) @ embed_texts(
-            self.model, self.tokenizer, [c[0] for c in self.held_out.captions[:SHOWN]]).T
-        checkpoint.append_row(self.folder / "similarity.jsonl", {
-            "step": step, "cosines": [[round(x, 4) for x in row] for row in matrix.tolist()]})
-        if mean >= self.progress["best"]:  # of equals the last: few images are soon all found
-            self.progress.update(best=mean, best_step=step)
-            checkpoint.save_weights(self.model, self.folder)
-        self.model.train()
+# ------------------------------------------------------------------------------- after the loop
 
-    def diagnosis(self, step, loss, norm, scale) -> str:
-        return (f"step {step + 1}: loss {loss.item():.4g}, gradient norm {norm.item():.4g}, scale "
-                f"{scale.item():.4g}: no longer finite. Start again with a lower "
-                "--learning-rate or --muon-learning-rate, or a longer --warmup")
 
-    def finish(self, pairs: Pairs, device: torch.device) -> dict:
-        """Evaluate the best checkpoint, from disk; write metrics.json and draw the pictures."""
-        model, tokenizer, _ = checkpoint.load(self.folder, device)
-        metrics = retrieval(model, tokenizer, self.held_out)
-        if self.config.data == "shapes":
-            metrics["shapes"] = shapes_report(model, tokenizer)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        metrics["training"] = {
-            "data": pairs.name, "summary": pairs.summary, "best_step": self.progress["best_step"],
-            "steps": self.config.steps, "batch_size": self.config.batch_size,
-            "seconds": round(self.progress["seconds"], 1),
-            "peak_memory_mb": round(peak / (1 if sys.platform == "linux" else 1024) / 1024),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else
-                      f"{device.type}, {platform.machine()}", "threads": torch.get_num_threads(),
-            "bf16": bf16_is_fast(device), "torch": torch.__version__}
-        checkpoint.write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        plots.draw_run(self.folder, model, tokenizer, self.held_out, self.config.batch_size)
-        return metrics
+def report(model: CLIP, tokenizer: Tokenizer, pairs: Pairs, held_out: Pairs, config: TrainConfig,
+           progress: dict, device: torch.device) -> dict:
+    """What metrics.json holds: recall, what `shapes` adds to it, and how the run went."""
+    metrics = retrieval(model, tokenizer, held_out)
+    if config.data == "shapes":
+        metrics["shapes"] = shapes_report(model, tokenizer)
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    else:
+        device_name = f"{device.type}, {platform.machine()}"
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":  # which counts in bytes
+        kilobytes /= 1024
+    metrics["training"] = {
+        "data": pairs.name, "summary": pairs.summary, "best_step": progress["best_step"],
+        "steps": config.steps, "batch_size": config.batch_size,
+        "seconds": round(progress["seconds"], 1), "peak_memory_mb": round(kilobytes / 1024),
+        "parameters": sum(p.numel() for p in model.parameters()), "device": device_name,
+        "threads": torch.get_num_threads(), "bf16": bf16_is_fast(device),
+        "torch": torch.__version__}
+    return metrics

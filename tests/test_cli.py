@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from small_data import write_images
 
-from miniclip import checkpoint, search, sources
 from miniclip.cli import build_parser, main
 from miniclip.config import (
     MODELS,
@@ -22,8 +21,11 @@ from miniclip.config import (
     load_config,
     save_config,
 )
+from miniclip.data import sources
 from miniclip.model import CLIP
+from miniclip.tasks import search
 from miniclip.tokenizer import Tokenizer
+from miniclip.weights import checkpoint
 
 SMALL = replace(TINY, vision_width=32, text_width=32, embed_dim=16, vision_heads=2, text_heads=2,
                 vision_layers=1, stem=(32,), vocab_size=600, context_length=16)
@@ -400,7 +402,7 @@ def test_errors_of_the_libraries_below_are_one_line(monkeypatch, capsys, run, tm
     for error in (RuntimeError("enforce fail\nat line 3"), SafetensorError("os error 28")):
         def fail(*arguments, error=error):
             raise error
-        monkeypatch.setattr("miniclip.pretrained.export", fail)
+        monkeypatch.setattr("miniclip.cli.export", fail)
         assert refused(capsys, "export", run, "--format", "hf")
     (tmp_path / "loop").symlink_to("loop")
     assert "loop" in refused(capsys, "index", tmp_path / "loop")
@@ -474,7 +476,7 @@ def test_eval_zero_shot_refuses(run, folder, capsys, monkeypatch, arguments, mes
 
 def test_export_is_called(monkeypatch, capsys, run):
     asked = []
-    monkeypatch.setattr("miniclip.cli.pretrained.export", lambda *arguments: asked.append(
+    monkeypatch.setattr("miniclip.cli.export", lambda *arguments: asked.append(
         arguments) or arguments[1])
     assert printed(capsys, "export", f"{run}/", "--format", "openai") == f"{run}-openai.pt\n"
     assert printed(capsys, "export", run, "--format", "hf") == f"{run}-hf\n"

@@ -11,12 +11,14 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from PIL import Image
+from small_models import drawn, write_photograph
 
-from miniclip import plots, sources
+from miniclip import plots
 from miniclip.config import TINY
-from miniclip.data import Pairs, load_pairs
+from miniclip.data import sources
+from miniclip.data.pairs import Pairs, load_pairs
+from miniclip.data.sources import Source
 from miniclip.model import CLIP
-from miniclip.sources import Source
 from miniclip.tokenizer import Tokenizer
 
 SMALL = replace(TINY, image_size=32, vision_width=24, text_width=24, embed_dim=16, vision_heads=2,
@@ -239,3 +241,39 @@ def test_scenes_sheet(tmp_path, figures):
     for axis, image, texts in zip(thumbnails, images, captions, strict=False):
         np.testing.assert_array_equal(axis.images[0].get_array(), image)
         assert " ".join(axis.get_xlabel().split()) in texts
+
+
+# ------------------------------------------------------------------------------- labels
+
+
+def test_the_confusion_picture(tmp_path, monkeypatch):
+    counts = torch.tensor([[3, 1, 0], [0, 0, 0], [2, 0, 2]])
+    figure = drawn(monkeypatch, lambda: plots.confusion_picture(
+        counts, ["a $", "b", "c"], tmp_path / "c.png"))
+    axis = figure.axes[0]
+    np.testing.assert_allclose(
+        axis.images[0].get_array(), [[0.75, 0.25, 0], [0, 0, 0], [0.5, 0, 0.5]])
+    for ticks in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == ["a $", "b", "c"]
+    assert axis.get_ylabel() == "truth" and axis.get_xlabel() == "said"
+    many = drawn(monkeypatch, lambda: plots.confusion_picture(
+        torch.eye(300).long(), [str(i) for i in range(300)], tmp_path / "many.png"))
+    assert not many.axes[0].get_xticklabels() and max(many.get_size_inches()) < 14
+
+
+@pytest.mark.parametrize("count, labels", [(1, 1), (3, 2), (2, 9)])
+def test_the_sheet_of_classified_images(tmp_path, monkeypatch, count, labels):
+    paths = [tmp_path / f"{i}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        write_photograph(path, i)
+    chances = torch.rand(count, labels, generator=torch.Generator().manual_seed(0)).softmax(1)
+    names = [f"label {i} $" for i in range(labels)]
+    figure = drawn(monkeypatch, lambda: plots.classified_sheet(
+        paths, names, chances, tmp_path / "sheet.png"))
+    for i, (picture, bars) in enumerate(zip(figure.axes[::2], figure.axes[1::2], strict=True)):
+        np.testing.assert_array_equal(picture.images[0].get_array(), Image.open(paths[i]))
+        best = chances[i].sort(descending=True).values[:4].tolist()
+        assert [bar.get_width() for bar in bars.patches] == pytest.approx(best)
+        top = int(chances[i].argmax())
+        assert bars.texts[0].get_text() == f"label {top} $ {chances[i, top]:.0%}"
+    assert not plt.get_fignums()

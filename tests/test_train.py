@@ -18,16 +18,23 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from miniclip_kernels.clip_loss import clip_loss
+from miniclip_kernels import clip_loss
 from small_data import write_images
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from miniclip import checkpoint, data, sources
 from miniclip.cli import main
 from miniclip.config import TINY, TrainConfig, load_config
-from miniclip.train import Diverged, bf16_is_fast, build_optimizers, pick_device, schedule, train
+from miniclip.data import batches, sources
+from miniclip.device import bf16_is_fast, pick_device
+from miniclip.files import read_rows
+from miniclip.model import CLIP
+from miniclip.optim import build_optimizers, schedule
+from miniclip.train import Diverged, train
+from miniclip.weights import checkpoint
 
 MODEL = replace(TINY, vision_width=48, text_width=48, embed_dim=32, vision_heads=2, text_heads=2,
                 vision_layers=1, stem=(8, 8), vocab_size=700, context_length=24)
+SPEED = ("pairs_per_second", "waiting_share")  # in metrics.jsonl: differs from run to run
 CONFIG = TrainConfig(data="shapes", limit=64, steps=6, batch_size=16, eval_every=2, warmup=2)
 
 
@@ -46,8 +53,16 @@ def quick(monkeypatch, request):
 
 
 def losses(folder):
-    """Every row of metrics.jsonl: losses by step, and evaluations."""
-    return checkpoint.read_rows(folder / "metrics.jsonl")
+    """Every row of metrics.jsonl, losses by step and evaluations, without what time it took."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{name: x for name, x in row.items() if name not in SPEED} for row in rows]
+
+
+def check_same_run(a, b):
+    """The same figures, the same cosines, the same weights, bit for bit."""
+    assert losses(a) == losses(b)
+    for file in ("similarity.jsonl", "model.safetensors"):
+        assert (a / file).read_bytes() == (b / file).read_bytes(), file
 
 
 @pytest.fixture
@@ -101,8 +116,8 @@ def test_it_learns_a_batch_by_heart(tmp_path, every_step):
 def test_the_same_seed_gives_the_same_bytes(tmp_path, every_step, to_the_end):
     for name in ("a", "b"):
         train(CONFIG, MODEL, tmp_path / name, device="cpu")
-    for file in ("metrics.jsonl", "similarity.jsonl", "model.safetensors", "curves.png",
-                 "retrieval.png"):
+    check_same_run(tmp_path / "a", tmp_path / "b")
+    for file in ("curves.png", "retrieval.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
     train(replace(CONFIG, seed=1), MODEL, tmp_path / "c", device="cpu")
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
@@ -125,27 +140,28 @@ def test_resume_is_bit_for_bit(tmp_path, every_step, monkeypatch, when):
                 raise Killed
         real(state, path)
 
-    def broken_step(self, step, real=data.Batches.__getitem__):
+    def broken_step(self, step, real=batches.Batches.__getitem__):
         if step == 5:
             raise Killed
         return real(self, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", broken_save)
-        patch.setattr(data.Batches, "__getitem__", broken_step)
+        patch.setattr(batches.Batches, "__getitem__", broken_step)
         with pytest.raises(Killed):
             train(CONFIG, MODEL, tmp_path / "cut", device="cpu")
     expected = 4 if when == "after the save" else 2
     assert checkpoint.load_state(tmp_path / "cut")["progress"]["step"] == expected
-    train(CONFIG, checkpoint.load_config(type(MODEL), tmp_path / "cut/config.json"),
+    train(CONFIG, load_config(type(MODEL), tmp_path / "cut/config.json"),
           tmp_path / "cut", device="cpu", resume=True)
-    for file in ("metrics.jsonl", "similarity.jsonl", "model.safetensors"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+    check_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 SCRIPT = """
 import sys, time
-from miniclip import checkpoint, plots, sources
+from miniclip import plots
+from miniclip.data import sources
+from miniclip.weights import checkpoint
 from miniclip.cli import main
 sources.SHAPES_SPLITS = {"train": (64, 1), "validation": (24, 2)}
 plots.draw_run = lambda *_: None  # it takes longer than such a training
@@ -185,9 +201,7 @@ def test_sigkill_in_the_middle_of_a_save(tmp_path):
         process = launch("plain", *mode)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-    for file in ("metrics.jsonl", "model.safetensors"):
-        assert ((tmp_path / "cut" / file).read_bytes()
-                == (tmp_path / "whole" / file).read_bytes()), file
+    check_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
@@ -287,17 +301,62 @@ def test_a_run_knows_its_data_whatever_is_set_later(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_stops_with_a_diagnosis(tmp_path, monkeypatch):
-    def poisoned(self, step, real=data.Batches.__getitem__):
+    def poisoned(self, step, real=batches.Batches.__getitem__):
         pixels, tokens = real(self, step)
         return (pixels * float("nan") if step == 4 else pixels), tokens
 
-    monkeypatch.setattr(data.Batches, "__getitem__", poisoned)
+    monkeypatch.setattr(batches.Batches, "__getitem__", poisoned)
     with pytest.raises(Diverged, match="step 5: loss nan.*learning-rate"):
         train(CONFIG, MODEL, tmp_path / "run", device="cpu")
     state = checkpoint.load_state(tmp_path / "run")
     assert state["progress"]["step"] == 4
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
     checkpoint.load(tmp_path / "run")  # the best weights are still there and whole
+
+
+def test_a_loss_that_is_no_number_is_found_before_anything_is_saved(tmp_path, monkeypatch):
+    """Looked at every tenth step only; a stop that saves in between looks, too."""
+    def poisoned(self, step, real=batches.Batches.__getitem__):
+        pixels, tokens = real(self, step)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)  # asks for a stop after this step
+        return (pixels * float("nan") if step == 1 else pixels), tokens
+
+    monkeypatch.setattr(batches.Batches, "__getitem__", poisoned)
+    with pytest.raises(Diverged, match="step 2: loss nan"):
+        train(replace(CONFIG, steps=50, eval_every=50), MODEL, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run/state.pt").exists()
+    checkpoint.load(tmp_path / "run")  # the untrained weights of step 0
+
+
+def test_a_line_of_metrics_says_how_the_step_went(tmp_path, every_step):
+    train(CONFIG, MODEL, tmp_path / "run", device="cpu")
+    rows = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "loss" in row]
+    assert list(rows[0]) == ["step", "loss", "scale", "gradient_norm", "pairs_per_second",
+                             "waiting_share", "accuracy", "learning_rate"]
+    for row in rows:
+        assert 0 < row["gradient_norm"] < 100 and 0 < row["pairs_per_second"] < 1e6
+        assert 0 <= row["waiting_share"] <= 1 and 0 <= row["accuracy"] <= 1
+
+
+def test_most_steps_do_not_wait_for_the_device(tmp_path, monkeypatch):
+    """A number that Python asks for is a wait. On a CPU `clip_loss` looks at the scale: no more."""
+    asked, steps = [], []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                asked.append(arguments[0])
+            return function(*arguments, **keywords or {})
+
+    def clamped(self, real=CLIP.clamp_scale_):
+        steps.append(len(asked))
+        real(self)
+
+    monkeypatch.setattr(CLIP, "clamp_scale_", clamped)
+    with Watch():
+        train(replace(CONFIG, steps=9, eval_every=9), MODEL, tmp_path / "run", device="cpu")
+    assert len(steps) == 9 and np.diff(steps).tolist() == [1] * 8
 
 
 def test_the_scale_never_passes_100(tmp_path, every_step, monkeypatch):
@@ -317,8 +376,6 @@ def test_the_schedule():
 
 
 def test_who_trains_what():
-    from miniclip.model import CLIP
-
     model = CLIP(MODEL).init_weights(torch.Generator().manual_seed(0))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     adamw, muon = build_optimizers(model, CONFIG)
@@ -339,7 +396,7 @@ def test_who_trains_what():
 
 def test_muon_moves_kernels_as_the_matrices_they_are():
     """The same gradient moves a convolution and a matrix of the same numbers alike."""
-    from miniclip.train import Muon
+    from miniclip.optim import Muon
 
     generator = torch.Generator().manual_seed(0)
     kernel = torch.nn.Parameter(torch.randn(6, 4, 3, 3, generator=generator))

@@ -1,6 +1,6 @@
 """What a call of the loss costs before a GPU has anything to do: Python, PyTorch and Triton.
 
-    python tests/bench_launch.py          part of make bench
+    python kernels/benchmarks/bench_launch.py          part of make bench
 
 128 pairs of 64 features on one thread, and a driver that leaves every launch out
 (machine_code.Absent), so that what is timed is the way there: checks, autograd, descriptors, the
@@ -14,10 +14,9 @@ import time
 from functools import partial
 
 import torch
-from bench_clip_loss import eager
 from machine_code import pretend
-from miniclip_kernels import clip_loss as module
-from miniclip_kernels.clip_loss import clip_loss
+from miniclip_kernels import autograd, clip_loss
+from peers import eager
 
 ROUNDS, CALLS = 9, 100
 
@@ -45,8 +44,8 @@ def main():
         both()  # compiles
         print(f"{name:10} {milliseconds(partial(loss, *features)):9.3f} {milliseconds(both):15.3f}")
     given, settings = [x.detach() for x in features], ([], 0, True, "hopper")
-    for name, passes in (("functions", (module.forward, module.backward)),
-                         ("operators", (module.forward_operator, module.backward_operator))):
+    for name, passes in (("functions", (autograd.forward, autograd.backward)),
+                         ("operators", (autograd.forward_operator, autograd.backward_operator))):
         alone = partial(passes[0], *given, *settings)
         both = partial(in_turn, alone, passes[1], given, settings)
         print(f"{name:10} {milliseconds(alone):9.3f} {milliseconds(both):15.3f}")

@@ -1,7 +1,7 @@
 """What Triton's compiler makes of the kernels, for an NVIDIA GPU that need not be here.
 
-    python tests/machine_code.py 90 bf16 512                         Hopper, bfloat16, D = 512
-    python tests/machine_code.py 90 bf16 512 BLOCK_N=256 maxnreg=    other launch options
+    python kernels/benchmarks/machine_code.py 90 bf16 512    Hopper, bfloat16, D = 512
+    … 90 bf16 512 BLOCK_N=256 maxnreg=                       with other launch options
 
 The loss and its gradients are called as anybody calls them, on a driver that compiles every launch
 for the GPU and leaves it at that: what Triton makes of the arguments is made here too (a length of
@@ -26,8 +26,8 @@ os.environ.pop("TRITON_INTERPRET", None)  # with it Triton compiles nothing
 
 import torch
 import triton
-from miniclip_kernels import triton_blocks, triton_hopper, triton_loss
-from miniclip_kernels.clip_loss import Labels
+from miniclip_kernels import backends, triton_blocks, triton_hopper, triton_loss, triton_tiles
+from miniclip_kernels.backends import Labels
 from triton.backends.compiler import GPUTarget
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -63,8 +63,9 @@ class Absent:
 def pretend(architecture):
     """From here on, in this process: a GPU of this architecture that isn't here."""
     triton.runtime.driver.set_active(Absent(architecture))
-    triton_loss.architecture = lambda device: divmod(architecture, 10)
-    triton_hopper.programs, triton_loss.check = lambda device: 132, lambda *_: None
+    triton_tiles.architecture = lambda device: divmod(architecture, 10)
+    triton_hopper.programs = lambda device: 132
+    backends.check = lambda backend, features: None
 
 
 def figures(kernel) -> dict:
@@ -88,34 +89,34 @@ def worst(variants) -> dict:
             else max(x[key] for x in variants) for key, value in variants[0].items()}
 
 
+def changed(usual, changes):
+    """`triton_tiles.launch_options` with other values of what a kernel has; None leaves one out."""
+    def launch_options(*arguments):
+        options = dict(usual(*arguments))
+        for name, value in changes.items():
+            if name in options or name == "maxnreg":
+                options[name] = value
+        return {name: value for name, value in options.items() if value is not None}
+    return launch_options
+
+
 def compiled(architecture, dtype, D, changes, sizes):
     """{kernel: [every variant that these sizes launch]}."""
-    usual, found = triton_loss.tiles, {}
-
-    def tiles(*arguments):
-        changed = {name: options | {key: x for key, x in changes.items()
-                                    if key in (*options, "maxnreg")}
-                   for name, options in usual(*arguments).items()}
-        return {name: {key: x for key, x in options.items() if x is not None}
-                for name, options in changed.items()}
-
     pretend(architecture)
-    triton_loss.tiles = tiles
-    for given in inputs(dtype, D, sizes):
-        _, r, c = triton_loss.forward(*given)
+    triton_tiles.launch_options = changed(triton_tiles.launch_options, changes)
+    for I, T, scale, labels in inputs(dtype, D, sizes):  # noqa: E741
+        _, r, c = triton_loss.forward(I, T, scale, labels)
         for module in (triton_loss, triton_blocks):
-            module.backward(given[2], *given[:3], r, c, given[3])
-    if architecture // 10 == 9 and dtype.itemsize == 2 and D <= 512:
-        for given in inputs(dtype, D, sizes):
-            triton_hopper.forward(*given)
-        found["hopper, sums"] = launched(triton_hopper.walk_kernel)
-        for given in inputs(dtype, D, sizes):
-            triton_hopper.backward(given[2], *given[:3], r, c, given[3])
-        found["hopper, block"] = launched(triton_hopper.walk_kernel)[len(found["hopper, sums"]):]
-    return {"sums": launched(triton_loss.sums_kernel),
-            "finish": launched(triton_loss.finish_kernel),
-            "block": launched(triton_blocks.block_kernel),
-            "gradient": launched(triton_loss.gradient_kernel)} | found
+            module.backward(scale, I, T, scale, r, c, labels)
+    found = {"sums": triton_loss.sums_kernel, "finish": triton_loss.finish_kernel,
+             "block": triton_blocks.block_kernel, "gradient": triton_loss.gradient_kernel}
+    if architecture // 10 == 9 and dtype.itemsize == 2 and D <= backends.HOPPER_FEATURES:
+        for I, T, scale, labels in inputs(dtype, D, sizes):  # noqa: E741
+            _, r, c = triton_hopper.forward(I, T, scale, labels)
+            triton_hopper.backward(scale, I, T, scale, r, c, labels)
+        found |= {"hopper, sums": triton_hopper.sums_kernel,
+                  "hopper, block": triton_hopper.block_kernel}
+    return {name: launched(kernel) for name, kernel in found.items()}
 
 
 def inputs(dtype, D, sizes):
@@ -127,7 +128,7 @@ def inputs(dtype, D, sizes):
 
 
 def launched(kernel):
-    """Every variant of it, in the order of the first launches."""
+    """Every variant of it."""
     return list(kernel.device_caches[0][0].values())
 
 

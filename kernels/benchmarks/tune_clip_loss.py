@@ -1,15 +1,15 @@
 """Which tile sizes are fastest on this GPU: each kernel's candidates, one after another.
 
-    python tests/tune_clip_loss.py                      make tune-gpu
-    python tests/tune_clip_loss.py --features 1024      make tune-gpu ARGS="--features 1024"
+    python kernels/benchmarks/tune_clip_loss.py    make tune-gpu
+    … --features 1024                              make tune-gpu ARGS="--features 1024"
 
-The first candidate of each kernel is what `triton_loss.tiles` and `triton_blocks.BLOCK` say now; a
-candidate changes what it names. Timed are bfloat16 unit vectors, N = 32,768 (`--size`), D = 512
-(`--features`): for `sums` the forward pass, for `gradient` and `block` the backward pass of
-"triton" and of "blocks". "hopper sums" and "hopper block" are the same passes of "hopper", whose
-tiles are fixed. share_of_peak counts 2N²D and 6N²D operations, over the rate of a large matrix
-product in the same run. Results: kernels/results/tiles/DEVICE-D.json, best first; nothing is
-changed by itself.
+The first candidate of each kernel is what `triton_tiles.launch_options` and `triton_blocks.BLOCK`
+say now; a candidate changes what it names (TILE: the height and width of a square tile). Timed are
+bfloat16 unit vectors, N = 32,768 (`--size`), D = 512 (`--features`): for `sums` the forward pass,
+for `gradient` and `block` the backward pass of "triton" and of "blocks". "hopper sums" and "hopper
+block" are the same passes of "hopper", whose tiles are fixed. share_of_peak counts 2N²D and 6N²D
+operations, over the rate of a large matrix product in the same run. Results are written to
+kernels/results/tiles/DEVICE-D.json, best first. Nothing is changed by itself.
 """
 
 import argparse
@@ -19,21 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_clip_loss import (
-    RESULTS,
-    BrokenDevice,
-    asking,
-    check_device,
-    file_name,
-    in_a_line,
-    inputs,
-    machine,
-    positive,
-    times,
-    write,
-)
-from miniclip_kernels import triton_blocks, triton_hopper, triton_loss
-from miniclip_kernels.clip_loss import Labels
+from bench_clip_loss import positive
+from measuring import BrokenDevice, asking, check_device, in_a_line, inputs, times
+from miniclip_kernels import backends, triton_blocks, triton_hopper, triton_loss, triton_tiles
+from miniclip_kernels.backends import Labels
+from records import RESULTS, file_name, machine, write
 
 NAMES = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "maxnreg")
 CANDIDATES = {
@@ -57,21 +47,24 @@ SECONDS = 0.3  # about as long is spent on each candidate
 @contextmanager
 def settings(kernel, candidate):
     """Have the kernel launched in the candidate's way; afterwards as before."""
-    usual, options = triton_loss.tiles, dict(candidate)
+    usual, options = triton_tiles.launch_options, dict(candidate)
     before = {name: getattr(module, name) for name, module in MODULES.items()}
     for name in MODULES.keys() & options.keys():
         setattr(MODULES[name], name, options.pop(name))
+    if "TILE" in options:
+        options["BLOCK_M"] = options["BLOCK_N"] = options.pop("TILE")
 
-    def tiles(*arguments):
-        found = usual(*arguments)
-        changed = found.get(kernel, {}) | options
-        return found | {kernel: {name: x for name, x in changed.items() if x is not None}}
+    def launch_options(name, *arguments):
+        found = dict(usual(name, *arguments))
+        if name == kernel:
+            found |= options
+        return {option: value for option, value in found.items() if value is not None}
 
-    triton_loss.tiles = tiles
+    triton_tiles.launch_options = launch_options
     try:
         yield
     finally:
-        triton_loss.tiles = usual
+        triton_tiles.launch_options = usual
         for name, module in MODULES.items():
             setattr(module, name, before[name])
 
@@ -92,7 +85,7 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
     row = {"kernel": kernel, "settings": candidate, "ms_p50": None, "share_of_peak": None}
     try:
         if "hopper" in kernel:
-            triton_loss.check("hopper", features[0])
+            backends.check("hopper", features[0])
         with settings(kernel, candidate):
             call = calls(*features)[kernel]
             call()  # compiles

@@ -18,7 +18,7 @@ TILE = 512
 
 def forward(I, T, scale, labels):  # noqa: E741
     """→ loss (), r (M,), c (N,) (or (0,) if not `both`), in float32, or float64 for float64."""
-    label_offset, both, *_ = labels
+    label_offset, both = labels.label_offset, labels.both
     wide, M, N = scale.dtype, len(I), len(T)
     r = I.new_full((M,), -torch.inf, dtype=wide)
     c = I.new_full((N if both else 0,), -torch.inf, dtype=wide)
@@ -32,12 +32,15 @@ def forward(I, T, scale, labels):  # noqa: E741
         first = max(rows.start, columns.start - label_offset)  # the first image with its text here
         positives[first:first + len(found)] = found
     loss = (r - positives).mean()
-    return ((loss + (c - positives).mean()) / 2 if both else loss), r, c
+    if both:
+        loss = (loss + (c - positives).mean()) / 2
+    return loss, r, c
 
 
 def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
     """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
-    label_offset, both, *_ = labels
+    label_offset, both = labels.label_offset, labels.both
+    directions = 2 if both else 1
     dI, dT = (torch.zeros_like(x, dtype=scale.dtype, memory_format=torch.contiguous_format)
               for x in (I, T))
     for rows, columns in tiles(len(I), len(T)):
@@ -45,13 +48,14 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
         G = (S - r[rows, None]).exp_()  # P
         if both:
             G += S.sub_(c[columns]).exp_()  # + Q
-        G.diagonal(diagonal(rows, columns, label_offset)).sub_(1 + both)
+        G.diagonal(diagonal(rows, columns, label_offset)).sub_(directions)
         dI[rows].addmm_(G, T[columns].to(G.dtype))
         dT[columns].addmm_(G.T, I[rows].to(G.dtype))
-    factor = upstream / (len(I) * (1 + both))
-    # Σ G ∘ I Tᵀ = Σ_i ⟨(G T)_i, I_i⟩, some rows at a time: vecdot keeps all its products.
-    ds = factor * sum(torch.linalg.vecdot(dI[i:i + TILE], I[i:i + TILE].to(dI.dtype)).sum()
-                      for i in range(0, len(I), TILE))
+    factor = upstream / (len(I) * directions)
+    ds = torch.zeros_like(scale)  # Σ G ∘ I Tᵀ = Σ_i ⟨(G T)_i, I_i⟩
+    for i in range(0, len(I), TILE):  # some rows at a time, for vecdot keeps all its products
+        ds += torch.linalg.vecdot(dI[i:i + TILE], I[i:i + TILE].to(dI.dtype)).sum()
+    ds *= factor
     return dI.mul_(scale * factor).to(I.dtype), dT.mul_(scale * factor).to(T.dtype), ds
 
 
@@ -69,10 +73,9 @@ def diagonal(rows, columns, label_offset):
 
 def similarities(I, T, scale, rows, columns, labels):  # noqa: E741
     """One tile of S, with −inf where an entry is left out."""
-    label_offset, _, image_ids, text_ids = labels
     S = (I[rows].to(scale.dtype) * scale) @ T[columns].to(scale.dtype).T
-    if image_ids is not None:
-        same = image_ids[rows, None] == text_ids[None, columns]
-        same.diagonal(diagonal(rows, columns, label_offset)).fill_(False)
+    if labels.image_ids is not None:
+        same = labels.image_ids[rows, None] == labels.text_ids[None, columns]
+        same.diagonal(diagonal(rows, columns, labels.label_offset)).fill_(False)
         S.masked_fill_(same, -torch.inf)
     return S

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import torch
 
-from miniclip import CLIP, Tokenizer, clip_loss, shapes
+from miniclip import CLIP, Tokenizer, clip_loss
 from miniclip.config import ModelConfig
-from miniclip.data import normalize
+from miniclip.data import scenes
+from miniclip.data.images import normalize
 
 COUNTS = np.array([5, 1, 3, 5, 2, 4, 5, 5, 1, 2, 3])  # of captions; 11 images, 36 rows
 OWNER = np.repeat(np.arange(11), COUNTS)
@@ -89,7 +90,7 @@ def check_the_order_is_the_generators(answer):
 
 def batch():
     """Eight scenes, and the smallest CLIP that can tell them apart."""
-    images, captions, _ = shapes.generate(8, seed=5)
+    images, captions, _ = scenes.generate(8, seed=5)
     texts = [texts[0] for texts in captions]
     tokenizer = Tokenizer.train(texts, 1000, 32)
     config = ModelConfig(

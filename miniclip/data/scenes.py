@@ -19,8 +19,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from miniclip import drawing
-from miniclip.drawing import BACKGROUNDS, PAINT, SHAPES, THINGS, between, ground, pick
+from miniclip.data import drawing
+from miniclip.data.drawing import BACKGROUNDS, PAINT, SHAPES, THINGS, between, ground, pick
 
 # fmt: off
 COLOURS = tuple(PAINT)[:10]

@@ -3,7 +3,7 @@
     shapes | a Hub id | a folder of parquet shards | a folder of images and a caption file
         ──Source.rows──▶ (name, image as bytes, path or array, captions), one at a time
 
-What becomes of the rows is data.py's: decoded once into a cache, then batches.
+pairs.py decodes them once into a cache; batches.py makes batches of them.
 """
 
 import csv
@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniclip import drawing, shapes
+from miniclip.data import drawing, scenes
+from miniclip.files import read_text
 
 HUB_DEFAULT = "jxie/flickr8k"
 # split → (images, seed)
@@ -63,7 +64,7 @@ class Source:
     def identity(self, split: str) -> str:
         """What the cache's key must know of the source, so that changed files are seen."""
         if self.kind == "shapes":
-            texts = (Path(room.__file__).read_text() for room in (drawing, shapes))
+            texts = (Path(room.__file__).read_text() for room in (drawing, scenes))
             return "\n".join([*texts, str(SHAPES_SPLITS)])
         if self.kind == "hub":
             return self.where
@@ -93,7 +94,7 @@ def shapes_rows(split: str):
     if split not in SHAPES_SPLITS:
         raise unknown_split(split, "shapes", SHAPES_SPLITS)
     count, seed = SHAPES_SPLITS[split]
-    images, captions, _ = shapes.generate(count, seed)
+    images, captions, _ = scenes.generate(count, seed)
     yield from zip(map("scene {}".format, range(count)), images, captions)
 
 
@@ -211,14 +212,6 @@ def folder_rows(root: Path, split: str):
     for name in splits[split]:
         paths = (root / folder / name for folder in IMAGE_FOLDERS)
         yield name, next(filter(os.path.isfile, paths), None), captions.get(name, [])
-
-
-def read_text(file: Path) -> str:
-    """A text file as people write them: UTF-8, perhaps with a byte order mark."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
 
 
 def read_captions(file: Path) -> dict[str, list[str]]:

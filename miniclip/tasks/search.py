@@ -25,16 +25,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from miniclip import evaluate, pretrained
-from miniclip.checkpoint import one_writer, read_rows, write_text
-from miniclip.data import cache_folder, decode
-from miniclip.evaluate import IMAGE_SUFFIXES, check_finite, embed_images, embed_texts
-from miniclip.train import bf16_is_fast, pick_device
-
-with suppress(ImportError):  # an extra; Pillow then opens HEIC, as phones write it
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
+from miniclip.data.images import IMAGE_SUFFIXES, decode, in_threads, read_image
+from miniclip.data.pairs import cache_folder
+from miniclip.device import bf16_is_fast, pick_device
+from miniclip.files import one_writer, read_rows, write_text
+from miniclip.tasks.features import check_finite, embed_images, embed_texts
+from miniclip.weights import pretrained
 
 NAME = ".miniclip"  # of an index, in the folder that it tells of
 FILES = ("lock", "paths.jsonl", "vectors.npy", "search.png")  # of an index, beside index.json
@@ -237,11 +233,11 @@ def embed_new(model, decoder, files: list, out: Path, count: int) -> list[list[s
     """Decode in threads, embed in batches, append each → [path, reason] of what failed.
 
     In bfloat16 where that is fast, with PyTorch's own choice of attention: without gradients it is
-    the fastest (train.fast_math has another). count: rows that are there already.
+    the fastest (device.fast_math has another). count: rows that are there already.
     """
     failed, device = [], model.logit_scale.device
     with tqdm(total=len(files), unit="image", disable=not files, dynamic_ncols=True) as bar:
-        for batch in evaluate.in_threads(decoder, iter(files), BATCH):
+        for batch in in_threads(decoder, iter(files), BATCH):
             rows = [row for row, pixels, _ in batch if pixels is not None]
             failed += [[row["path"], why] for row, pixels, why in batch if pixels is None]
             if rows:
@@ -324,7 +320,7 @@ def search(text: str | None = None, image=None, k: int = 9, where=None, model: s
     (net, tokenizer, transform), _ = load_model(
         model or meta["model"], meta, device, meta["quick_gelu"])
     query = embed_texts(net, tokenizer, [text]) if not image else embed_images(
-        net, evaluate.read_image(image, transform.size)[None])
+        net, read_image(image, transform.size)[None])
     check_finite(query)
     root = Path(os.path.normpath(folder / meta["root"]))
     return [(score, str(root / rows[i]["path"]))

@@ -8,12 +8,8 @@
 Whoever is killed in the middle of a write leaves the file as it was before.
 """
 
-import fcntl
 import json
-import os
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -21,30 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from miniclip.config import ModelConfig, load_config
-from miniclip.data import Transform
+from miniclip.data.images import Transform
+from miniclip.files import one_writer, read_rows, write_atomically, write_text
 from miniclip.model import CLIP
 from miniclip.tokenizer import Tokenizer
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]):
-    """Call `write` on a temporary neighbour of `path`, then put it in place in one step."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder: nothing can be written there")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # on the disk before it takes the name
-        os.replace(temporary, path)
-    except RuntimeError as error:  # torch.save's word for a full disk names neither
-        raise OSError(f"{path} can't be written, is the disk full? ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str):
-    """In one step, so that whoever reads it sees all of the old text or all of the new."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(os.fsencode(text)))
 
 
 def save_weights(model: CLIP, folder: Path):
@@ -53,8 +29,10 @@ def save_weights(model: CLIP, folder: Path):
     write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(tensors)))
 
 
-def save_state(folder: Path, state: dict):
+def save_state(folder: Path, model: CLIP, optimizers: list, progress: dict):
     """All that the next step needs, in one file, so that it is of one moment → state.pt."""
+    state = {"model": model.state_dict(), "progress": progress,
+             "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
     write_atomically(folder / "state.pt", lambda path: torch.save(state, path))
 
 
@@ -65,17 +43,6 @@ def load_state(folder: Path) -> dict:
         return {name: state[name] for name in ("model", "optimizers", "progress")}
     except Exception as error:  # zip, pickle and torch have many kinds
         raise ValueError(f"{folder / 'state.pt'} is damaged: {type(error).__name__}") from error
-
-
-@contextmanager
-def one_writer(folder: Path, command: str):
-    """One process at a time writes to a run or an index; ValueError if another one does."""
-    with open(folder / "lock", "w") as lock:
-        try:  # not lockf, by which threads of one process would not keep each other out
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another `miniclip {command}` is writing to {folder}") from None
-        yield
 
 
 def make_folder(folder: Path):
@@ -91,21 +58,6 @@ def make_folder(folder: Path):
     elif folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is there already, and is no run; name another --run")
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def append_row(path: Path, row: dict):
-    """Add one line of JSON."""
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Every line of JSON, but a last one that a kill cut short. ValueError for a damaged file."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    for whole in (lines, lines[:-1]):
-        with suppress(ValueError):
-            return [json.loads(line) for line in whole]
-    raise ValueError(f"{path} is damaged: not every line is JSON")
 
 
 def rewind_rows(path: Path, step: int):

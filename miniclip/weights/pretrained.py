@@ -1,11 +1,7 @@
-"""Weights of others → this model, and a run → their formats.
+"""Weights of others → this model.
 
     a run's folder | a weights file, or its folder | a Hub id
-        ──load──▶ (model, tokenizer, transform)          run ──export──▶ openai | open_clip | hf
-
-The same Transformer has three namings: ours, OpenAI's, which open_clip kept (some of its models put
-"text." before the text tower's names), and Hugging Face's, with q, k and v apart and the two
-projections transposed. NAMES holds them side by side.
+        ──load──▶ (model, tokenizer, transform)
 """
 
 import json
@@ -13,54 +9,26 @@ import math
 import os
 import re
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from miniclip import checkpoint
 from miniclip.config import ModelConfig
-from miniclip.data import MEAN, STD, Transform
+from miniclip.data.images import MEAN, STD, Transform
+from miniclip.data.sources import HubUnreachable, one_line
 from miniclip.model import CLIP
-from miniclip.sources import HubUnreachable, one_line
 from miniclip.tokenizer import BAD_GZIP, CLIP_MERGES, Tokenizer, read_text
+from miniclip.weights import checkpoint
+from miniclip.weights.names import HF, MERGES, OPENAI, SETTINGS, WEIGHTS, theirs, translate
 
-OURS, OPENAI, HF = 0, 1, 2  # columns of NAMES; a name is translated part by part, row by row
-NAMES = (
-    ("vision.class_token", "visual.class_embedding", "vision_model.embeddings.class_embedding"),
-    ("vision.positions", "visual.positional_embedding",
-     "vision_model.embeddings.position_embedding.weight"),
-    ("vision.patches.", "visual.conv1.", "vision_model.embeddings.patch_embedding."),
-    ("vision.norm_pre.", "visual.ln_pre.", "vision_model.pre_layrnorm."),  # Hugging Face's spelling
-    ("vision.blocks.", "visual.transformer.resblocks.", "vision_model.encoder.layers."),
-    ("vision.norm_post.", "visual.ln_post.", "vision_model.post_layernorm."),
-    ("vision.projection", "visual.proj", "visual_projection.weight"),
-    ("text.tokens.", "token_embedding.", "text_model.embeddings.token_embedding."),
-    ("text.positions", "positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("text.blocks.", "transformer.resblocks.", "text_model.encoder.layers."),
-    ("text.norm_final.", "ln_final.", "text_model.final_layer_norm."),
-    ("text.projection", "text_projection", "text_projection.weight"),
-    (".norm1.", ".ln_1.", ".layer_norm1."),
-    (".attention.qkv.", ".attn.in_proj_", ".self_attn.{q,k,v}_proj."),
-    (".attention.out.", ".attn.out_proj.", ".self_attn.out_proj."),
-    (".norm2.", ".ln_2.", ".layer_norm2."),
-    (".mlp.0.", ".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.2.", ".mlp.c_proj.", ".mlp.fc2."))
 IGNORED = {  # numbers and buffers that follow from the shape, in older files
     "input_resolution", "context_length", "vocab_size", "attn_mask",
     "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}
 TELLING = ("vision.class_token", "vision.patches.weight", "vision.positions", "vision.projection",
            "text.tokens.weight", "text.positions")  # the shapes of these tell the model's
-
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors",
-           "open_clip_pytorch_model.bin")
-SETTINGS = ("config.json", "open_clip_config.json", "preprocessor_config.json",
-            "processor_config.json")  # the last is transformers 5's
-FORMATS = ("openai", "open_clip", "hf")
-MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz")
 QUICK_GELU = {  # of well-known models on the Hub; of others their settings say it
     "openai/clip-vit-base-patch32": True, "openai/clip-vit-base-patch16": True,
     "openai/clip-vit-large-patch14": True, "openai/clip-vit-large-patch14-336": True,
@@ -70,30 +38,6 @@ OPEN_CLIP_KNOWN = {"image_size", "patch_size", "layers", "width", "heads", "head
 PIXELS = {"image_mean": list(MEAN), "image_std": list(STD), "mean": list(MEAN), "std": list(STD),
           "resample": 3, "interpolation": "bicubic", "resize_mode": "shortest",  # 3 is bicubic
           "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True}
-
-
-# ------------------------------------------------------------------------------- names
-
-
-def translate(name: str, column: int) -> str:
-    """One of our names in another column of NAMES."""
-    for row in NAMES:
-        name = name.replace(row[OURS], row[column])
-    return name
-
-
-def theirs(name: str, tensor: torch.Tensor, column: int) -> dict[str, torch.Tensor]:
-    """One of our tensors → theirs, by name. They are views: who writes to them writes to ours.
-
-    Hugging Face has q, k and v apart; its projections are nn.Linear, whose weights are (out, in).
-    """
-    other = translate(name, column)
-    if "{q,k,v}" in other:
-        return {other.replace("{q,k,v}", x): part for x, part in zip("qkv", tensor.chunk(3))}
-    return {other: tensor.T if column == HF and name.endswith(".projection") else tensor}
-
-
-# ------------------------------------------------------------------------------- load
 
 
 def load(source, device: str | torch.device | None = None, quick_gelu: bool | None = None):
@@ -315,91 +259,3 @@ def find_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
                          f"{config.vocab_size:,}; they are not of one model")
     tokenizer.context_length = config.context_length
     return tokenizer
-
-
-# ------------------------------------------------------------------------------- export
-
-
-def export(run: str, path: str, format: str) -> Path:
-    """A run's folder → its weights in another's format, at `path`, which must be new.
-
-    openai: a .pt of tensors, for openai/CLIP's `clip.load`; its `clip.tokenize` knows no vocabulary
-    but CLIP's, so texts go through the run's tokenizer. open_clip: a folder, for `create_model` and
-    `get_tokenizer("local-dir:PATH")`. hf: a folder, for transformers' CLIPModel.from_pretrained.
-    Folders hold the vocabulary too. ValueError for a model that the format has no words for and
-    for a path that is there already; nothing half-written is left behind.
-    """
-    path = Path(path).expanduser()
-    if format not in FORMATS:
-        raise ValueError(f"no format {format!r}; there are {', '.join(FORMATS)}")
-    model, tokenizer, _ = checkpoint.load(run)
-    if path.exists():
-        raise ValueError(f"{path} is there already; name a new one")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent}: no such folder to write to")
-    check_expressible(model.config, run, format)
-    tensors = {other: part.clone(memory_format=torch.contiguous_format)
-               for name, tensor in model.state_dict().items()
-               for other, part in theirs(name, tensor, HF if format == "hf" else OPENAI).items()}
-    if format == "openai":
-        checkpoint.write_atomically(path, lambda temporary: torch.save(tensors, temporary))
-        return path
-    merges = json.loads(read_text(Path(run).expanduser() / "tokenizer.json"))["merges"]
-    settings = (hf_settings if format == "hf" else open_clip_settings)(model.config)
-    vocabulary = {symbol: i for i, symbol in enumerate(tokenizer.symbols)}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        building = Path(folder) / path.name
-        building.mkdir()
-        for name, values in settings.items():
-            (building / name).write_text(json.dumps(values, indent=2))
-        (building / "vocab.json").write_text(json.dumps(vocabulary))
-        (building / MERGES[0]).write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
-        save_file(tensors, building / WEIGHTS[2 * (format != "hf")], {"format": "pt"})
-        building.rename(path)
-    return path
-
-
-def check_expressible(config: ModelConfig, run: str, format: str):
-    """ValueError, with what would do, for a model that a format has no words for."""
-    if config.stem or config.pool != "cls" or not config.pre_norm:
-        raise ValueError(f"{run} has a stem, mean pooling or no first LayerNorm, unlike models of "
-                         f"{format}; train with --stem , --pool cls --pre-norm true to export")
-    heads = {config.vision_width / config.vision_heads, config.text_width / config.text_heads}
-    if format == "openai" and not (config.quick_gelu and heads == {64}):
-        raise ValueError(f"{run}: openai/CLIP takes QuickGELU and heads of 64 for granted, which "
-                         "this model has not; open_clip and hf can express it")
-
-
-def hf_settings(config: ModelConfig) -> dict[str, dict]:
-    """What transformers reads beside the weights: {file: settings}."""
-    towers = {f"{tower}_config": {
-        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "hidden_act": "quick_gelu" if config.quick_gelu else "gelu"}
-        for tower, width, layers, heads in (
-            ("vision", config.vision_width, config.vision_layers, config.vision_heads),
-            ("text", config.text_width, config.text_layers, config.text_heads))}
-    towers["vision_config"] |= {"image_size": config.image_size, "patch_size": config.patch_size}
-    towers["text_config"] |= {
-        "vocab_size": config.vocab_size, "max_position_embeddings": config.context_length,
-        "bos_token_id": config.vocab_size - 2, "eos_token_id": config.vocab_size - 1}
-    size = config.image_size
-    return {
-        SETTINGS[0]: {"model_type": "clip", "projection_dim": config.embed_dim, **towers},
-        SETTINGS[2]: {
-            "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": size},
-            "crop_size": {"height": size, "width": size}, "image_mean": MEAN, "image_std": STD},
-        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer",
-                                  "model_max_length": config.context_length}}
-
-
-def open_clip_settings(config: ModelConfig) -> dict[str, dict]:
-    """The same for open_clip."""
-    return {SETTINGS[1]: {"preprocess_cfg": {"mean": MEAN, "std": STD}, "model_cfg": {
-        "embed_dim": config.embed_dim, "quick_gelu": config.quick_gelu,
-        "vision_cfg": {"image_size": config.image_size, "patch_size": config.patch_size,
-                       "width": config.vision_width, "layers": config.vision_layers,
-                       "head_width": config.vision_width // config.vision_heads},
-        "text_cfg": {"context_length": config.context_length, "vocab_size": config.vocab_size,
-                     "width": config.text_width, "layers": config.text_layers,
-                     "heads": config.text_heads, "hf_tokenizer_name": "."}}},  # of this folder
-        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer"}}

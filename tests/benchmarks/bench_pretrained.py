@@ -26,10 +26,11 @@ import torch
 from PIL import Image
 
 from miniclip.config import MODELS
-from miniclip.data import Transform, decode, normalize
+from miniclip.data.images import Transform, decode, normalize
+from miniclip.device import bf16_is_fast
 from miniclip.model import CLIP
-from miniclip.pretrained import HF, hf_settings, theirs
-from miniclip.train import bf16_is_fast
+from miniclip.weights.export import hf_settings
+from miniclip.weights.names import HF, theirs
 
 BATCH, ROUNDS = 32, 10
 PHOTOGRAPHS = ((500, 375), (375, 500), (1024, 768), (4032, 3024))

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from miniclip import search
-from miniclip.shapes import generate
-from miniclip.sources import Source
-from miniclip.train import bf16_is_fast
+from miniclip.data.scenes import generate
+from miniclip.data.sources import Source
+from miniclip.device import bf16_is_fast
+from miniclip.tasks import search
 
 D, QUERIES, IMAGES, ROUNDS = 512, 11, 640, 3
 TARGETS = {100_000: 50, 1_000_000: 500}  # ms

@@ -15,11 +15,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from miniclip_kernels.clip_loss import clip_loss
+from miniclip_kernels import clip_loss
 
 from miniclip.config import TINY, TrainConfig
+from miniclip.device import bf16_is_fast, fast_math
 from miniclip.model import CLIP
-from miniclip.train import bf16_is_fast, build_optimizers, fast_math
+from miniclip.optim import build_optimizers
 
 BATCH, TEXT, ROUNDS, STEPS = 128, 20, 5, 6
 SHAPES = {  # a plain ViT, which transformers can build too: class token, pre-norm, no stem

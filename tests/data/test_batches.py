@@ -1,85 +1,15 @@
 """Tests of what miniclip/data.py hands the model: pixels, augmentation, batches, dropped words."""
 
-import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_data import encoded, flat, noise
 
-from miniclip import data
 from miniclip.config import TrainConfig
-from miniclip.data import (
-    MEAN,
-    STD,
-    Batches,
-    Pairs,
-    Transform,
-    augment,
-    decode,
-    drop_words,
-    normalize,
-)
-
-# ------------------------------------------------------------------------------- pixels
-
-
-def test_the_transform_is_clips():
-    """Shorter side to S (bicubic), centre crop, [0, 1], CLIP's mean and deviation."""
-    pixels = Transform(8)(flat("RGB", (255, 0, 51), 21, 13))
-    assert pixels.shape == (3, 8, 8) and pixels.dtype == torch.float32
-    expected = [(1 - 0.48145466) / 0.26862954, (0 - 0.4578275) / 0.26130258,
-                (0.2 - 0.40821073) / 0.27577711]
-    for channel, value in zip(pixels, expected, strict=True):
-        torch.testing.assert_close(channel, torch.full((8, 8), value))
-    assert Transform(8)(flat("L", 200)).shape == (3, 8, 8)
-    assert Transform(8)(flat("RGBA", (1, 2, 3, 4))).shape == (3, 8, 8)
-
-
-@pytest.mark.parametrize("width, first", [(4, 0), (5, 0), (6, 1), (7, 1), (8, 2), (9, 2), (11, 3)])
-def test_the_crop_is_where_transformers_has_it(width, first):
-    """(width - size) // 2; torchvision's CenterCrop, which openai/CLIP used, has 2 and 4 for 7, 11.
-
-    test_pretrained.py compares whole images with transformers itself.
-    """
-    ramp = np.arange(width, dtype=np.uint8).repeat(3).reshape(1, width, 3).repeat(4, 0)
-    for image, axis in ((ramp, 1), (ramp.transpose(1, 0, 2), 0)):  # no resize: the side is 4
-        found = data.resize_crop(Image.fromarray(image), 4)
-        assert found[:, :, 0].take(0, axis=1 - axis).tolist() == list(range(first, first + 4))
-
-
-def test_the_longer_side_keeps_the_ratio():
-    """500 × 333, Flickr's usual size: 96 × 64 after the resize, and 16 columns cut on each side."""
-    image = noise(500, 333)
-    whole = np.asarray(image.resize((96, 64), Image.Resampling.BICUBIC))
-    assert (data.resize_crop(image, 64) == whole[:, 16:80]).all()
-
-
-def test_decoding_and_the_transform_agree(tmp_path):
-    """A model meets the same pixels in training and in use."""
-    rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)).resize((700, 500))
-    for format, tolerance in (("PNG", 0), ("JPEG", 12)):  # a JPEG is decoded at a smaller scale
-        file = encoded(smooth, format)
-        found = normalize(decode(file, 64)[0][None])[0]
-        exact = Transform(64)(Image.open(io.BytesIO(file)))
-        assert (found - exact).abs().max() * STD[0] * 255 <= tolerance
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a phone held upright
-    smooth.save(tmp_path / "phone.png", exif=exif)
-    for path in (tmp_path / "phone.png", str(tmp_path / "phone.png")):
-        found = normalize(decode(path, 64)[0][None])[0]
-        torch.testing.assert_close(found, Transform(64)(Image.open(path)), rtol=0, atol=0)
-
-
-def test_normalize_takes_arrays_and_tensors():
-    images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), np.uint8)
-    expected = (images / 255 - MEAN) / STD
-    for given in (images, torch.from_numpy(images)):
-        found = normalize(given)
-        assert found.dtype == torch.float32
-        np.testing.assert_allclose(found.permute(0, 2, 3, 1), expected, atol=1e-5)
+from miniclip.data.batches import Batches, augment, drop_words
+from miniclip.data.images import MEAN, STD, normalize
+from miniclip.data.pairs import Pairs
 
 
 def test_captions_in_one_list():

@@ -2,25 +2,21 @@
 
 import os
 import stat
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from odd_images import KEPT, SKIPPED
 from small_data import (
     SIZE,
     check_pairs,
     colour,
     encoded,
-    flat,
     load,
-    noise,
     picture,
     texts,
     write_csv,
@@ -28,121 +24,13 @@ from small_data import (
     write_shard,
 )
 
-from miniclip import data
-from miniclip.data import decode, load_pairs
-from miniclip.sources import Source
+from miniclip.data import pairs
+from miniclip.data.pairs import load_pairs
+from miniclip.data.sources import Source
 
-PNG = encoded(picture(0))
 pytestmark = pytest.mark.usefixtures("cache")
 
 # ------------------------------------------------------------------------------- odd images
-
-
-def huge(width, height) -> bytes:
-    """A PNG of a few bytes that says it has as many pixels as it likes."""
-    png = bytearray(PNG)
-    png[16:24] = struct.pack(">II", width, height)
-    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
-    return bytes(png)
-
-
-def animation() -> bytes:
-    frames = [flat("RGB", (250, 0, 0)), flat("RGB", (0, 250, 0)), flat("RGB", (0, 0, 250))]
-    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-
-
-SKIPPED = {
-    "no-image": (b"this is no image", "unreadable"),
-    "empty": (b"", "unreadable"),
-    "missing": (None, "missing"),
-    "jpeg-cut": (encoded(noise(), "JPEG")[:1500], "truncated"),
-    "png-cut": (encoded(noise())[:2000], "truncated|unreadable"),
-    "gif-cut": (encoded(noise(channels=1), "GIF")[:900], "truncated|unreadable"),
-    "png-bits": (encoded(noise()).replace(b"IDAT", b"IDAX"), "truncated|unreadable"),
-    "header-alone": (PNG[:30], "truncated|unreadable"),
-    "20000x20000": (huge(20_000, 20_000), "too large"),
-    "13000x12000": (huge(13_000, 12_000), "too large"),  # Pillow itself only warns of it
-}
-KEPT = {  # name -> file, its colour as decoded, what is said of it
-    "rgb": (PNG, colour(0), ""),
-    "jpeg": (encoded(picture(1), "JPEG"), colour(1), ""),
-    "large-jpeg": (encoded(picture(2, 900, 700), "JPEG"), colour(2), ""),
-    "gray": (encoded(flat("L", 90)), (90, 90, 90), "converted from L"),
-    "gray-jpeg": (encoded(flat("L", 90), "JPEG"), (90, 90, 90), "converted from L"),
-    "one-bit": (encoded(flat("1", 1)), (255, 255, 255), "converted from 1"),
-    "16-bit": (encoded(flat("I;16", 25700)), (100, 100, 100), "converted from I;16"),
-    "16-bit-dark": (encoded(flat("I;16", 300)), (1, 1, 1), "converted from I;16"),
-    "float-to-1": (encoded(flat("F", 0.4), "TIFF"), (102, 102, 102), "converted from F"),
-    "float-to-255": (encoded(flat("F", 99.0), "TIFF"), (99, 99, 99), "converted from F"),
-    "palette": (encoded(picture(3).quantize(4)), colour(3), "converted from P"),
-    "rgba": (encoded(flat("RGBA", (9, 90, 200, 99))), (9, 90, 200), "converted from RGBA"),
-    "gray-alpha": (encoded(flat("LA", (60, 10))), (60, 60, 60), "converted from LA"),
-    "cmyk": (encoded(flat("CMYK", (0, 255, 255, 0)), "JPEG"), (255, 0, 0), "converted from CMYK"),
-    "gif": (encoded(picture(4), "GIF"), colour(4), "converted from P"),
-    "animated": (animation(), (250, 0, 0), "animated, first frame taken"),
-    "webp": (encoded(picture(5), "WEBP", lossless=True), colour(5), ""),
-    "one-pixel": (encoded(picture(6, 1, 1)), colour(6), ""),
-    "1x5000": (encoded(picture(7, 1, 5000)), colour(7), ""),
-    "5000x1": (encoded(picture(8, 5000, 1)), colour(8), ""),
-    "2x1": (encoded(picture(9, 2, 1)), colour(9), ""),
-}
-
-
-@pytest.mark.parametrize("name", SKIPPED)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_images_that_are_skipped(name):
-    pixels, reason = decode(SKIPPED[name][0], SIZE)
-    assert pixels is None and reason in SKIPPED[name][1].split("|")
-
-
-@pytest.mark.parametrize("name", KEPT)
-def test_images_that_are_converted(name):
-    file, expected, note = KEPT[name]
-    pixels, said = decode(file, SIZE)
-    assert pixels.shape == (SIZE, SIZE, 3) and pixels.dtype == np.uint8 and said == note
-    assert np.abs(pixels.astype(int) - expected).max() <= 8
-
-
-def test_a_truncated_image_is_never_half_grey():
-    """Every cut of a JPEG is skipped or whole, whatever Pillow is told elsewhere."""
-    whole = encoded(noise(), "JPEG")
-    for cut in range(0, len(whole) - 2, len(whole) // 20):
-        assert decode(whole[:cut], SIZE)[0] is None, cut
-
-
-def test_a_thin_image_is_cropped_in_its_middle():
-    line = np.zeros((1, 5000, 3), np.uint8)
-    line[:, 2000:3000] = 200
-    assert (decode(line, SIZE)[0] == 200).all()
-    assert (decode(line.transpose(1, 0, 2), SIZE)[0] == 200).all()
-
-
-def test_a_thin_image_does_not_grow_large(monkeypatch):
-    """A line of 5,000 pixels, resized to a width of 64, would be 64 × 320,000."""
-    resize, sizes = Image.Image.resize, []
-
-    def watched(self, size, *arguments):
-        sizes.append(size)
-        return resize(self, size, *arguments)
-
-    monkeypatch.setattr(Image.Image, "resize", watched)
-    for width, height in ((1, 5000), (5000, 1)):
-        assert decode(encoded(picture(0, width, height)), 64)[0].shape == (64, 64, 3)
-    assert sizes == [(64, 3200), (3200, 64)]
-
-
-def test_which_side_is_up_is_read_from_the_file(tmp_path):
-    """A phone held upright: the sensor's left is the picture's top."""
-    pixels = np.zeros((40, 60, 3), np.uint8)
-    pixels[:, :30, 0] = 250  # left red, right blue
-    pixels[:, 30:, 2] = 250
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / "phone.jpg"
-    Image.fromarray(pixels).save(path, exif=exif, quality=95)
-    upright, note = decode(path, SIZE)
-    assert note == "" and upright[1, :, 0].min() > 200 and upright[-2, :, 2].min() > 200
-    assert upright[1, :, 2].max() < 50
 
 
 @pytest.mark.filterwarnings("error")  # of size or anything else: the summary says it, not Pillow
@@ -203,7 +91,7 @@ def test_the_second_time_nothing_is_read(photos, monkeypatch):
     with pytest.raises(AssertionError, match="read again"):
         load_pairs(Source.find(str(photos)), "all", 2 * SIZE)
     load(photos, "all")  # which did no harm to what is there
-    monkeypatch.setattr(data, "CACHE_VERSION", data.CACHE_VERSION + 1)
+    monkeypatch.setattr(pairs, "CACHE_VERSION", pairs.CACHE_VERSION + 1)
     with pytest.raises(AssertionError, match="read again"):
         load(photos, "all")
 
@@ -298,7 +186,7 @@ def test_a_build_that_fails_leaves_nothing_behind(photos, cache, monkeypatch, er
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "decode", fail)
+        patch.setattr(pairs, "decode", fail)
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
             load(photos, "all")
     assert not list(cache.iterdir())
@@ -309,7 +197,7 @@ def test_a_build_that_was_killed_is_removed_after_a_day(photos, cache):
     """Folders of this cache alone, and only those that nobody wrote to: neither file nor folder."""
     load(photos, "all")
     [entry] = cache.iterdir()
-    old, now = time.time() - data.DAY - 60, time.time()
+    old, now = time.time() - pairs.DAY - 60, time.time()
     for name, folder_time, file_time in (
             (f"{entry.name}.dead", old, old), (f"{entry.name}.slow", old, now),
             (f"{entry.name}.new", now, old), ("another.dead", old, old)):
@@ -352,16 +240,16 @@ def test_two_builds_at_once_both_get_everything(photos, cache, monkeypatch, dama
     for thread in threads:
         thread.join()
     assert len(results) == 2
-    for pairs in results:
-        check_pairs(pairs, range(4), lambda i: [f"{text}, in colour" for text in texts(i)])
+    for found in results:
+        check_pairs(found, range(4), lambda i: [f"{text}, in colour" for text in texts(i)])
     assert len(list(cache.iterdir())) == 1
 
 
 def test_two_processes_at_once_both_get_everything(photos, cache):
     script = """if True:
         import sys
-        from miniclip.data import load_pairs
-        from miniclip.sources import Source
+        from miniclip.data.pairs import load_pairs
+        from miniclip.data.sources import Source
         print("ready", flush=True)
         sys.stdin.readline()
         pairs = load_pairs(Source.find(sys.argv[1]), "all", 16)
@@ -382,9 +270,9 @@ def test_two_processes_at_once_both_get_everything(photos, cache):
 def test_where_the_cache_lies(tmp_path, monkeypatch):
     monkeypatch.setenv("MINICLIP_CACHE", "~/here")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert data.cache_folder() == tmp_path / "here"
+    assert pairs.cache_folder() == tmp_path / "here"
     monkeypatch.delenv("MINICLIP_CACHE")
-    assert data.cache_folder() == tmp_path / ".cache/miniclip"
+    assert pairs.cache_folder() == tmp_path / ".cache/miniclip"
 
 
 # ------------------------------------------------------------------------------- the first n

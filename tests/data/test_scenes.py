@@ -7,9 +7,9 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from miniclip import shapes
-from miniclip.drawing import BACKGROUNDS, PAINT, SHAPES, TEXTURES, THINGS
-from miniclip.shapes import COLOURS, HELD_OUT, STYLES, Object, Scene
+from miniclip.data import scenes
+from miniclip.data.drawing import BACKGROUNDS, PAINT, SHAPES, TEXTURES, THINGS
+from miniclip.data.scenes import COLOURS, HELD_OUT, STYLES, Object, Scene
 
 # Written here once more: the tests read captions as a person would, not as the code does.
 GROUNDS = {
@@ -94,26 +94,26 @@ def is_true(caption, scene):
 def seen(scene, seed=0, style="plain"):
     """How far each pixel is from the same background without the objects: (64, 64)."""
     empty = Scene((), None, scene.background)
-    with_objects = shapes.render(scene, np.random.default_rng(seed), style).astype(float)
-    without = shapes.render(empty, np.random.default_rng(seed), style)
+    with_objects = scenes.render(scene, np.random.default_rng(seed), style).astype(float)
+    without = scenes.render(empty, np.random.default_rng(seed), style)
     return np.linalg.norm(with_objects - without, axis=2)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return shapes.generate(1500, 3)
+    return scenes.generate(1500, 3)
 
 
 @pytest.fixture(scope="module")
-def scenes():
-    return [shapes.sample_scene(np.random.default_rng((4, i))) for i in range(5000)]
+def drawn():
+    return [scenes.sample_scene(np.random.default_rng((4, i))) for i in range(5000)]
 
 
 # --- one seed, one data set
 
 
 def test_the_same_seed_gives_the_same_data_however_many_are_asked_for():
-    few, many, other = shapes.generate(5, 1), shapes.generate(20, 1), shapes.generate(5, 2)
+    few, many, other = scenes.generate(5, 1), scenes.generate(20, 1), scenes.generate(5, 2)
     np.testing.assert_array_equal(few[0], many[0][:5])
     assert few[1] == many[1][:5] and few[2] == many[2][:5]
     assert few[1] != other[1] and (few[0] != other[0]).any()
@@ -121,27 +121,27 @@ def test_the_same_seed_gives_the_same_data_however_many_are_asked_for():
 
 
 def test_test_sets_do_not_depend_on_their_size():
-    few, many = shapes.held_out_set(2, 1)[0], shapes.held_out_set(3, 1)[0]
+    few, many = scenes.held_out_set(2, 1)[0], scenes.held_out_set(3, 1)[0]
     np.testing.assert_array_equal(few.reshape(20, 2, -1), many.reshape(20, 3, -1)[:, :2])
-    all_things, cats = shapes.thing_set(2, 1), shapes.thing_set(2, 1, things=("cat",))
+    all_things, cats = scenes.thing_set(2, 1), scenes.thing_set(2, 1, things=("cat",))
     np.testing.assert_array_equal(all_things[0][all_things[1] == THINGS.index("cat")], cats[0])
-    assert shapes.relation_set(3, 1)[1] == shapes.relation_set(9, 1)[1][:3]
-    assert not np.array_equal(few, shapes.held_out_set(2, 2)[0])
+    assert scenes.relation_set(3, 1)[1] == scenes.relation_set(9, 1)[1][:3]
+    assert not np.array_equal(few, scenes.held_out_set(2, 2)[0])
 
 
 def test_the_global_generator_is_left_alone():
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    first = shapes.generate(5, 1)
+    first = scenes.generate(5, 1)
     np.testing.assert_array_equal(before, np.random.get_state()[1])
     np.random.seed(1)
-    np.testing.assert_array_equal(first[0], shapes.generate(5, 1)[0])
+    np.testing.assert_array_equal(first[0], scenes.generate(5, 1)[0])
 
 
 def test_nothing_asked_for_is_nothing():
-    assert shapes.generate(0, 1)[0].shape == (0, 64, 64, 3)
-    assert shapes.held_out_set(0, 1)[0].shape == (0, 64, 64, 3)
-    assert shapes.relation_set(0, 1)[1] == []
+    assert scenes.generate(0, 1)[0].shape == (0, 64, 64, 3)
+    assert scenes.held_out_set(0, 1)[0].shape == (0, 64, 64, 3)
+    assert scenes.relation_set(0, 1)[1] == []
 
 
 # --- what is held out
@@ -153,11 +153,11 @@ def test_a_fifth_is_held_out_and_each_colour_and_shape_lacks_two():
         assert sum(pair[column] == name for pair in HELD_OUT) == 2, name
 
 
-def test_training_never_shows_a_held_out_combination_but_every_other(scenes):
-    seen_pairs = {(o.colour, o.kind) for s in scenes for o in s.objects if o.kind in SHAPES}
+def test_training_never_shows_a_held_out_combination_but_every_other(drawn):
+    seen_pairs = {(o.colour, o.kind) for s in drawn for o in s.objects if o.kind in SHAPES}
     assert seen_pairs == set(product(COLOURS, SHAPES)) - set(HELD_OUT)
     for i in range(500):
-        scene = shapes.sample_scene(np.random.default_rng((5, i)), split="validation")
+        scene = scenes.sample_scene(np.random.default_rng((5, i)), split="validation")
         assert not {(o.colour, o.kind) for o in scene.objects} & set(HELD_OUT)
 
 
@@ -169,28 +169,28 @@ def test_no_training_caption_names_a_held_out_class(data):
 
 def test_the_held_out_split_and_set_show_nothing_else():
     for i in range(200):
-        scene = shapes.sample_scene(np.random.default_rng((6, i)), split="held_out")
+        scene = scenes.sample_scene(np.random.default_rng((6, i)), split="held_out")
         assert [(o.colour, o.kind) for o in scene.objects] in [[pair] for pair in HELD_OUT]
-    images, labels = shapes.held_out_set(3, 0)
+    images, labels = scenes.held_out_set(3, 0)
     assert images.shape == (60, 64, 64, 3) and labels.dtype == np.int64
     wanted = sorted(f"{colour} {shape}" for colour, shape in HELD_OUT) * 3
-    assert sorted(shapes.class_names()[label] for label in labels) == sorted(wanted)
+    assert sorted(scenes.class_names()[label] for label in labels) == sorted(wanted)
 
 
 def test_class_names_are_a_hundred_in_a_fixed_order():
-    names_ = shapes.class_names()
+    names_ = scenes.class_names()
     assert len(set(names_)) == 100 and names_[:2] == ["red circle", "red square"]
     assert names_[99] == "black arrow"
 
 
-def test_training_is_mixed_as_promised(scenes):
-    single = sum(s.relation is None and s.objects[0].kind in SHAPES for s in scenes) / 5000
-    pair = sum(s.relation is not None and s.objects[0].kind in SHAPES for s in scenes) / 5000
+def test_training_is_mixed_as_promised(drawn):
+    single = sum(s.relation is None and s.objects[0].kind in SHAPES for s in drawn) / 5000
+    pair = sum(s.relation is not None and s.objects[0].kind in SHAPES for s in drawn) / 5000
     assert abs(single - 0.70) < 0.03 and abs(pair - 0.16) < 0.03
-    things = {o.kind for s in scenes for o in s.objects} - set(SHAPES)
+    things = {o.kind for s in drawn for o in s.objects} - set(SHAPES)
     assert things == set(THINGS)
-    assert {s.relation for s in scenes} == {*shapes.RELATIONS, None}
-    assert {s.background for s in scenes} == set(BACKGROUNDS)
+    assert {s.relation for s in drawn} == {*scenes.RELATIONS, None}
+    assert {s.background for s in drawn} == set(BACKGROUNDS)
 
 
 # --- captions
@@ -232,14 +232,14 @@ def test_captions_are_five_and_differ(data):
 def test_as_many_captions_as_asked_for_even_where_little_can_be_said():
     scene = Scene((Object("circle", "red", x=0.4, y=0.4),), None, "white")  # no size, no place
     for count in (0, 1, 60):
-        assert len(shapes.captions(scene, np.random.default_rng(0), count)) == count
+        assert len(scenes.captions(scene, np.random.default_rng(0), count)) == count
 
 
 # --- relations
 
 
-def test_relation_scenes_hold_with_a_margin_and_do_not_overlap(scenes):
-    pairs = [s for s in scenes if s.relation is not None]
+def test_relation_scenes_hold_with_a_margin_and_do_not_overlap(drawn):
+    pairs = [s for s in drawn if s.relation is not None]
     for scene in pairs:
         assert RELATIONS[scene.relation](*scene.objects), scene
         assert scene.objects[0] != scene.objects[1]
@@ -249,7 +249,7 @@ def test_relation_scenes_hold_with_a_margin_and_do_not_overlap(scenes):
 
 
 def test_relation_captions_are_right_in_the_picture_and_false_when_swapped():
-    images, right, swapped = shapes.relation_set(150, 7)
+    images, right, swapped = scenes.relation_set(150, 7)
     checked = 0
     for image, caption, wrong in zip(images, right, swapped, strict=True):
         (a, word, b), (c, same, d) = (
@@ -273,39 +273,39 @@ def test_relation_captions_are_right_in_the_picture_and_false_when_swapped():
 
 def test_any_two_colours_have_a_background_that_shows_both():
     for a, b in [*combinations(COLOURS, 2), *((c, c) for c in COLOURS)]:
-        assert any(shapes.visible(a, g) and shapes.visible(b, g) for g in BACKGROUNDS), (a, b)
+        assert any(scenes.visible(a, g) and scenes.visible(b, g) for g in BACKGROUNDS), (a, b)
     for thing in THINGS:
-        for colour in shapes.COATS[thing]:
-            thing_scenes = [shapes._scene(np.random.default_rng(i), Object(thing, colour))
+        for colour in scenes.COATS[thing]:
+            thing_scenes = [scenes._scene(np.random.default_rng(i), Object(thing, colour))
                             for i in range(5)]  # fmt: skip
-            assert all(shapes.visible(colour, s.background) for s in thing_scenes)
+            assert all(scenes.visible(colour, s.background) for s in thing_scenes)
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_every_shape_is_seen_on_every_background_that_it_may_have(colour):
     for shape, ground in product(SHAPES, BACKGROUNDS):
-        if shapes.visible(colour, ground):
+        if scenes.visible(colour, ground):
             far = seen(Scene((Object(shape, colour, "small", radius=0.14),), None, ground))
             assert (far > 75).sum() >= 80, (colour, shape, ground)  # of 4,096 pixels
             assert np.ptp(np.argwhere(far > 75), axis=0).max() >= 12, (colour, shape, ground)
 
 
 def test_the_visibility_test_can_fail():
-    assert not shapes.visible("white", "white") and not shapes.visible("green", "grass")
+    assert not scenes.visible("white", "white") and not scenes.visible("green", "grass")
     white = Scene((Object("circle", "white", "large", radius=0.3),), None, "white")
     assert (seen(white) > 75).sum() == 0
 
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_every_thing_is_seen(thing):
-    for colour, ground in product(shapes.COATS[thing], BACKGROUNDS):
-        if shapes.visible(colour, ground):
+    for colour, ground in product(scenes.COATS[thing], BACKGROUNDS):
+        if scenes.visible(colour, ground):
             far = seen(Scene((Object(thing, colour, "small", radius=0.22),), None, ground))
             assert (far > 75).sum() >= 120, (colour, ground)
 
 
-def test_no_object_leaves_the_picture(scenes):
-    for scene in scenes[:400]:
+def test_no_object_leaves_the_picture(drawn):
+    for scene in drawn[:400]:
         far = seen(scene) > 60
         assert not far[[0, -1]].any() and not far[:, [0, -1]].any(), scene
 
@@ -313,9 +313,9 @@ def test_no_object_leaves_the_picture(scenes):
 @pytest.mark.parametrize("texture", TEXTURES)
 def test_the_colour_of_an_object_is_most_of_it(texture):
     for colour, shape in product(COLOURS, SHAPES):
-        ground = next(g for g in BACKGROUNDS if shapes.visible(colour, g))
+        ground = next(g for g in BACKGROUNDS if scenes.visible(colour, g))
         scene = Scene((Object(shape, colour, "small", texture, radius=0.14),), None, ground)
-        pixels = shapes.render(scene, np.random.default_rng(1))[seen(scene, 1) > 75].astype(float)
+        pixels = scenes.render(scene, np.random.default_rng(1))[seen(scene, 1) > 75].astype(float)
         far = np.stack([np.linalg.norm(pixels - PAINT[c], axis=1) for c in COLOURS])
         votes = np.bincount(far.argmin(0), minlength=10)
         assert COLOURS[votes.argmax()] == colour, (colour, shape, texture)
@@ -327,9 +327,9 @@ def test_the_colour_of_an_object_is_most_of_it(texture):
 
 
 def test_styles_keep_the_labels_and_change_the_picture():
-    plain, labels = shapes.held_out_set(2, 5)
+    plain, labels = scenes.held_out_set(2, 5)
     for style in STYLES[1:]:
-        images, same = shapes.held_out_set(2, 5, style)
+        images, same = scenes.held_out_set(2, 5, style)
         np.testing.assert_array_equal(labels, same)
         assert images.shape == plain.shape and images.dtype == np.uint8
         changed = (np.abs(images.astype(int) - plain).max(-1) > 30).sum((1, 2))
@@ -339,7 +339,7 @@ def test_styles_keep_the_labels_and_change_the_picture():
 def test_each_style_is_what_it_says():
     star = Object("star", "red", "large", "plain", 0.5, 0.5, 0.3)
     scene = Scene((star,), None, "sand")
-    plain, *others = (shapes.render(scene, np.random.default_rng(2), style) for style in STYLES)
+    plain, *others = (scenes.render(scene, np.random.default_rng(2), style) for style in STYLES)
     sketch, textured, inverted, cluttered, resampled = others
     on_star = seen(scene, 2) > 75
     outside = np.ones((64, 64), bool)
@@ -357,7 +357,7 @@ def test_resampling_moves_the_objects_and_keeps_their_relation():
     images = {"plain": [], "resampled": []}
     a, b = Object("star", "red", x=0.25), Object("ring", "blue", x=0.75)
     for i, style in product(range(5), images):
-        image = shapes.render(Scene((a, b), "left of", "white"), np.random.default_rng(i), style)
+        image = scenes.render(Scene((a, b), "left of", "white"), np.random.default_rng(i), style)
         red = np.argwhere(np.linalg.norm(image - np.array(PAINT["red"]), axis=2) < 40).mean(0)
         blue = np.argwhere(np.linalg.norm(image - np.array(PAINT["blue"]), axis=2) < 40).mean(0)
         assert red[1] < blue[1]
@@ -368,7 +368,7 @@ def test_resampling_moves_the_objects_and_keeps_their_relation():
 def test_other_sizes():
     scene = Scene((Object("star", "red", radius=0.3),), None, "grass")
     for size in (32, 96, 100):
-        image = shapes.render(scene, np.random.default_rng(0), size=size)
+        image = scenes.render(scene, np.random.default_rng(0), size=size)
         assert image.shape == (size, size, 3)
         assert image[size // 2, size // 2, 0] > 190  # red in the middle
 
@@ -379,15 +379,15 @@ def test_other_sizes():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: shapes.generate(-1, 0), "must not be negative"),
-        (lambda: shapes.generate(1, -1), "must not be negative"),
-        (lambda: shapes.held_out_set(-1, 0), "must not be negative"),
-        (lambda: shapes.relation_set(-1, 0), "must not be negative"),
-        (lambda: shapes.thing_set(1, 0, things=("unicorn",)), "unknown thing 'unicorn'"),
-        (lambda: shapes.held_out_set(1, 0, "oil"), "unknown style 'oil'"),
-        (lambda: shapes.sample_scene(np.random.default_rng(0), split="dev"), "unknown split 'dev'"),
-        (lambda: shapes.captions(None, np.random.default_rng(0), -1), "must not be negative"),
-        (lambda: shapes.render(None, None, size=8), "at least 32"),
+        (lambda: scenes.generate(-1, 0), "must not be negative"),
+        (lambda: scenes.generate(1, -1), "must not be negative"),
+        (lambda: scenes.held_out_set(-1, 0), "must not be negative"),
+        (lambda: scenes.relation_set(-1, 0), "must not be negative"),
+        (lambda: scenes.thing_set(1, 0, things=("unicorn",)), "unknown thing 'unicorn'"),
+        (lambda: scenes.held_out_set(1, 0, "oil"), "unknown style 'oil'"),
+        (lambda: scenes.sample_scene(np.random.default_rng(0), split="dev"), "unknown split 'dev'"),
+        (lambda: scenes.captions(None, np.random.default_rng(0), -1), "must not be negative"),
+        (lambda: scenes.render(None, None, size=8), "at least 32"),
     ],
 )
 def test_errors_are_one_clear_line(call, message):
@@ -398,5 +398,5 @@ def test_errors_are_one_clear_line(call, message):
 
 def test_speed_is_told():
     start = time.process_time()
-    shapes.generate(500, 11)
+    scenes.generate(500, 11)
     print(f"{500 / (time.process_time() - start):.0f} images a second on one core")

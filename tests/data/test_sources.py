@@ -21,9 +21,10 @@ from small_data import (
     write_shard,
 )
 
-from miniclip import shapes, sources
-from miniclip.data import fit, load_pairs
-from miniclip.sources import HUB_DEFAULT, HubUnreachable, Source
+from miniclip.data import scenes, sources
+from miniclip.data.images import fit
+from miniclip.data.pairs import load_pairs
+from miniclip.data.sources import HUB_DEFAULT, HubUnreachable, Source
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -108,11 +109,11 @@ def test_the_built_in_scenes(monkeypatch):
     monkeypatch.setattr(sources, "SHAPES_SPLITS", {"train": (12, 1), "validation": (5, 2)})
     source = Source.find("shapes")
     pairs = load_pairs(source, "train", 64)
-    images, captions, _ = shapes.generate(12, 1)
+    images, captions, _ = scenes.generate(12, 1)
     assert (pairs.images == images).all() and pairs.captions == captions
     small = load_pairs(source, "train", 32, 3)
     assert (small.images == fit(images[:3], 32)).all() and small.images.shape == (3, 32, 32, 3)
-    assert load_pairs(source, "validation", 64).captions == shapes.generate(5, 2)[1]
+    assert load_pairs(source, "validation", 64).captions == scenes.generate(5, 2)[1]
 
 
 def test_the_splits_of_the_scenes_have_seeds_of_their_own():

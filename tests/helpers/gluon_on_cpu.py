@@ -1,4 +1,4 @@
-"""A small interpreter for kernels/triton_hopper.py: its programs, run on a CPU, at their worst.
+"""A small interpreter for triton_hopper.py: its programs, run on a CPU, at their worst.
 
 Triton's own interpreter knows no Gluon. Here the parts of a program run as threads over PyTorch
 tensors, and whatever the hardware leaves open happens in the way that a mistake can least survive:
@@ -11,8 +11,8 @@ tensors, and whatever the hardware leaves open happens in the way that a mistake
 
 So a slot that is given back too early, a barrier with one arrival too few or a parity that is off
 by one gives NaN, wrong numbers, an assertion or Deadlock. An element of global memory may be
-written by one part of one program only: else the order would decide. What all this can't see: the
-layouts, the registers, the speed. Those are the compiler's (tests/machine_code.py) and the GPU's.
+written by one part of one program only: else the order would decide. Layouts, registers and speed
+can't be seen here. Those are the compiler's (kernels/benchmarks/machine_code.py) and the GPU's.
 """
 
 import random
@@ -244,6 +244,8 @@ def given(argument):
     """An argument of a launch as a kernel sees it."""
     if isinstance(argument, torch.Tensor):
         return Pointer(argument.detach())
+    if isinstance(argument, tuple):  # a NamedTuple
+        return type(argument)(*map(given, argument))
     return Descriptor(argument) if hasattr(argument, "block_shape") else argument
 
 

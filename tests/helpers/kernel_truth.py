@@ -1,7 +1,7 @@
 """What a backend of the loss has to get right, and how far off is too far.
 
-test_kernel_parity.py asks it of the backends; test_mutants.py asks it of copies with one mistake
-each, to show that the question can tell right from wrong.
+test_parity.py asks it of the backends. test_mutants.py asks it of copies with one mistake each, to
+show that the question can tell right from wrong.
 
 The rule. Loss, dI, dT and ds are compared with `reference` in float64, on the very numbers that the
 backend was given. The largest error of each may be twice the one that plain PyTorch ("dense") makes
@@ -23,8 +23,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from miniclip_kernels import reference
-from miniclip_kernels.clip_loss import clip_loss
+from miniclip_kernels import clip_loss, reference
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,13 +72,13 @@ def pairs(M, N, D, *, seed=0, scale=14.3, dtype=torch.float32, norm=1.0, near=1.
     return Case(images, texts, scale, options)
 
 
-def run(case, backend) -> dict[str, np.ndarray]:
-    """Loss and gradients of one backend, as float64 arrays."""
+def run(case, backend, loss=clip_loss) -> dict[str, np.ndarray]:
+    """Loss and gradients of one backend, as float64 arrays. loss: a copy's clip_loss."""
     leaves = [x.detach().requires_grad_() for x in (case.images, case.texts)]
     scale = torch.tensor(case.scale, device=case.images.device, requires_grad=True)
-    loss = clip_loss(*leaves, scale, backend=backend, **case.options)
-    (UPSTREAM * loss).backward()
-    found = loss, leaves[0].grad, leaves[1].grad, scale.grad
+    result = loss(*leaves, scale, backend=backend, **case.options)
+    (UPSTREAM * result).backward()
+    found = result, leaves[0].grad, leaves[1].grad, scale.grad
     return {name: x.detach().double().cpu().numpy()
             for name, x in zip(("loss", "dI", "dT", "ds"), found)}
 
@@ -123,14 +122,15 @@ def allowance(case) -> dict[str, float]:
             "dT": (s * error.T @ I).max() + least, "ds": (error * (I @ T.T)).sum()}
 
 
-def excess(case, backend, plain=2) -> dict[str, float]:
+def excess(case, backend, plain=2, loss=clip_loss) -> dict[str, float]:
     """{loss, dI, dT, ds: largest error over what the rule allows}: right if none is above 1.
 
     plain: how often plain PyTorch's own error is allowed; where that overflows it excuses nothing.
+    loss: a copy's clip_loss.
     """
     true, allowed = truth(case), allowance(case)
-    found, dense = ({name: np.abs(x - true[name]).max() for name, x in run(case, which).items()}
-                    for which in (backend, "dense"))
+    found, dense = ({name: np.abs(x - true[name]).max() for name, x in results.items()}
+                    for results in (run(case, backend, loss), run(case, "dense")))
     excused = {name: plain * x if np.isfinite(x) else 0.0 for name, x in dense.items()}
     ratios = {name: found[name] / (excused[name] + allowed[name]) for name in true}
     return {name: np.inf if np.isnan(x) else float(x) for name, x in ratios.items()}

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from miniclip.data import Pairs, load_pairs
-from miniclip.sources import Source
+from miniclip.data.pairs import Pairs, load_pairs
+from miniclip.data.sources import Source
 
 SIZE = 16
 
@@ -77,3 +77,14 @@ def check_pairs(pairs: Pairs, ids, captions=texts):
 
 def load(where, split="train", limit=0) -> Pairs:
     return load_pairs(Source.find(str(where)), split, SIZE, limit)
+
+
+def smooth(width, height, seed=0) -> Image.Image:
+    """Something like a photograph: soft, with hard edges, and clipped lights and shadows."""
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(-80, 335, (height // 16 + 2, width // 16 + 2, 3)).clip(0, 255)
+    image = np.array(Image.fromarray(image.astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC))
+    image[height // 3:height // 2, width // 4:width // 2] = 255
+    image[height // 2:, width // 2:width // 2 + 3] = 0
+    return Image.fromarray(image)

@@ -1,4 +1,4 @@
-"""Tests of bench_clip_loss.py: what it writes and draws, and peers that fail; no speed."""
+"""The benchmarks of the loss: what they write and draw, and peers that fail; no speed."""
 
 import json
 import re
@@ -6,7 +6,10 @@ import sys
 from math import nan
 
 import bench_clip_loss as benchmark
+import measuring
+import peers
 import pytest
+import records
 import torch
 from kernel_truth import DEVICE, TRITON
 
@@ -19,9 +22,9 @@ PEERS = {"memeff": "memeff", "inf-cl": "inf_cl", "cut-cross-entropy": "cut_cross
 @pytest.fixture
 def quick(monkeypatch):
     """Without the large matrix product, without processes for memory, three turns each."""
-    monkeypatch.setattr(benchmark, "ceilings", lambda cuda: (0.4, 20.0))
-    monkeypatch.setattr(benchmark, "memory_elsewhere", lambda impl, N: [1000 * N, 2_500_000])
-    monkeypatch.setattr(benchmark, "CPU_SECONDS", 0.0)
+    monkeypatch.setattr(records, "ceilings", lambda cuda: (0.4, 20.0))
+    monkeypatch.setattr(measuring, "memory_elsewhere", lambda impl, N: [1000 * N, 2_500_000])
+    monkeypatch.setattr(measuring, "CPU_SECONDS", 0.0)
 
 
 def run(monkeypatch, *arguments) -> int:
@@ -37,7 +40,7 @@ def only(folder, pattern):
 def test_a_run_writes_what_is_documented(quick, monkeypatch, tmp_path, capsys):
     assert run(monkeypatch, "--sizes", 40, 16, "--out", tmp_path / "new") == 0
     path = only(tmp_path / "new", "*.json")
-    assert path.name == benchmark.file_name(benchmark.processor())
+    assert path.name == records.file_name(records.processor())
     assert path.stem.endswith("-threads")
     record = json.loads(path.read_text())
     assert list(record) == KEYS
@@ -86,21 +89,21 @@ def test_a_run_that_is_cut_off_keeps_what_it_had(quick, monkeypatch, tmp_path):
 
 def wrong(I, T, s):  # noqa: E741
     """Of a backend that leaves half of the pairs out."""
-    return benchmark.CPU_IMPLS["dense"](I[::2], T[::2], s)
+    return peers.CPU_IMPLS["dense"](I[::2], T[::2], s)
 
 
 def test_wrong_results_are_no_figures_but_a_peers_are(quick, monkeypatch, tmp_path, capsys):
     """Nothing that is ours may look fast because it does less; of a peer it is told."""
-    monkeypatch.setitem(benchmark.CPU_IMPLS, "tiled", wrong)
+    monkeypatch.setitem(peers.CPU_IMPLS, "tiled", wrong)
     assert run(monkeypatch, "--sizes", 64, "--impls", "dense", "tiled", "--out", tmp_path) == 0
     out, rows = capsys.readouterr().out, json.loads(only(tmp_path, "*.json").read_text())["rows"]
     for row in rows:
         assert (row["error"] or "").startswith("loss and norms") == (row["impl"] == "tiled")
     assert "tiled, forward+backward: loss and norms of the gradients are 3." in out
-    cells = [benchmark.Cell(name, None, True, [], found=found)
+    cells = [measuring.Cell(name, None, True, [], found=found)
              for name, found in (("dense", [4.0, 1.0]), ("peer", [5.0, None]),
                                  ("tiled", [4.0, nan]), ("other", [4.0, None]))]
-    benchmark.compare(cells)
+    measuring.compare(cells)
     assert [cell.impl for cell in cells if cell.error] == ["tiled"]
     out = capsys.readouterr().out
     assert "peer, forward+backward: loss and norms of the gradients are 5, none, of dense 4" in out
@@ -110,17 +113,17 @@ def test_wrong_results_are_no_figures_but_a_peers_are(quick, monkeypatch, tmp_pa
 def test_a_gpu_that_broke_down_ends_the_run(quick, monkeypatch, tmp_path, capsys):
     """What was measured before is kept; nothing after it gets an error that isn't its own."""
     def broken(error):
-        raise benchmark.BrokenDevice(f"the GPU takes no more work from this process: {error}")
+        raise measuring.BrokenDevice(f"the GPU takes no more work from this process: {error}")
 
     def fail(*features):
         raise RuntimeError("an illegal memory access was encountered")
 
-    attempt = benchmark.Cell.attempt
-    monkeypatch.setattr(benchmark, "check_device", broken)
-    monkeypatch.setattr(benchmark.Cell, "attempt", lambda cell, work, cuda: attempt(
+    attempt = measuring.Cell.attempt
+    monkeypatch.setattr(measuring, "check_device", broken)
+    monkeypatch.setattr(measuring.Cell, "attempt", lambda cell, work, cuda: attempt(
         cell, lambda cell, _: work(cell, False), cell.impl == "tiled"))
     assert run(monkeypatch, "--sizes", 16, "--impls", "dense", "--out", tmp_path) == 0
-    monkeypatch.setitem(benchmark.CPU_IMPLS, "tiled", fail)
+    monkeypatch.setitem(peers.CPU_IMPLS, "tiled", fail)
     assert run(monkeypatch, "--sizes", 16, "--impls", "tiled", "dense", "--out", tmp_path) == 1
     assert "illegal memory access was encountered; what was" in capsys.readouterr().err
     row, = json.loads(only(tmp_path, "*.json").read_text())["rows"]
@@ -148,10 +151,10 @@ def test_bad_arguments_are_refused(arguments, monkeypatch, capsys):
 
 def gpu_record(names, N=48):
     """Rows of the GPU's implementations, run on the CPU, where most of them can't."""
-    features = benchmark.inputs(N, 512, False)
-    cells = [benchmark.Cell(name, benchmark.GPU_IMPLS[name], both, features)
+    features = measuring.inputs(N, 512, False)
+    cells = [measuring.Cell(name, peers.GPU_IMPLS[name], both, features)
              for both in (False, True) for name in names]
-    benchmark.measure(cells, False)
+    measuring.measure(cells, False)
     head = dict.fromkeys(KEYS) | {"device": "pretended", "peak_tflops": 1.0}
     return head | {"rows": [cell.row(1.0) for cell in cells]}
 
@@ -166,45 +169,45 @@ def test_a_missing_peer_costs_its_own_row_only(quick, monkeypatch, tmp_path):
             assert row["error"] is None and row["ms_p50"] > 0
         else:
             assert PEERS[row["impl"]] in row["error"] and "\n" not in row["error"]
-            assert [row[key] for key in benchmark.FIGURES] == [None] * 5
+            assert [row[key] for key in measuring.FIGURES] == [None] * 5
     assert [line.split(":")[1].split(",")[0].strip()
-            for line in benchmark.failures(record).splitlines()] == list(PEERS)
-    benchmark.write(record, tmp_path / "some.json")
-    benchmark.draw(tmp_path / "some.json")
-    assert "memeff" not in benchmark.table(record) and "| 48 |" in benchmark.table(record)
+            for line in records.failures(record).splitlines()] == list(PEERS)
+    records.write(record, tmp_path / "some.json")
+    records.draw(tmp_path / "some.json")
+    assert "memeff" not in records.table(record) and "| 48 |" in records.table(record)
 
 
 def test_of_a_record_without_figures_nothing_is_drawn(quick, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "memeff", None)
-    benchmark.write(gpu_record(["memeff"]), tmp_path / "none.json")
+    records.write(gpu_record(["memeff"]), tmp_path / "none.json")
     assert run(monkeypatch, "--plot", "--out", tmp_path) == 0
     assert "no figures" in capsys.readouterr().out and not (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize("name", ["eager", "chunked", "tiled"])
 def test_peers_that_run_here_give_the_same_loss_and_gradients(name, monkeypatch):
-    monkeypatch.setattr(benchmark, "CHUNK", 32)
-    features = benchmark.inputs(80, 64, False)
-    truth = benchmark.CPU_IMPLS["dense"](*features)
-    found = benchmark.GPU_IMPLS[name](*features)
+    monkeypatch.setattr(peers, "CHUNK", 32)
+    features = measuring.inputs(80, 64, False)
+    truth = peers.CPU_IMPLS["dense"](*features)
+    found = peers.GPU_IMPLS[name](*features)
     torch.testing.assert_close(found, truth)
     for a, b in zip(torch.autograd.grad(found, features), torch.autograd.grad(truth, features)):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
 def test_memory_is_what_dense_must_hold():
-    forward, both = benchmark.memory_elsewhere("dense", 1024)  # a matrix of 1024² float32: 4.2 MB
+    forward, both = measuring.memory_elsewhere("dense", 1024)  # a matrix of 1024² float32: 4.2 MB
     assert 4e6 < forward < 60e6 and 4e6 < both < 60e6
 
 
 def test_the_plan():
-    cpu = list(benchmark.plan(False, None, benchmark.CPU_IMPLS))
+    cpu = list(benchmark.plan(False, None, peers.CPU_IMPLS))
     assert {N for N, _, names in cpu if "numpy" in names} == {512, 1024}
     assert {N for N, _, names in cpu if {"tiled", "dense"} <= set(names)} == set(
         benchmark.CPU_SIZES)
-    gpu = list(benchmark.plan(True, None, benchmark.GPU_IMPLS))
-    assert (8192, 512, list(benchmark.GPU_IMPLS)) in gpu
-    assert (65536, 512, [name for name in benchmark.GPU_IMPLS if name != "tiled"]) in gpu
+    gpu = list(benchmark.plan(True, None, peers.GPU_IMPLS))
+    assert (8192, 512, list(peers.GPU_IMPLS)) in gpu
+    assert (65536, 512, [name for name in peers.GPU_IMPLS if name != "tiled"]) in gpu
     assert [(N, D) for N, D, names in gpu if names == ["miniclip", "blocks", "registers"]] == [
         (131072, 512), (65536, 256), (65536, 768), (65536, 1024)]
     assert gpu[-1] == (2**20, 512, ["miniclip"])
@@ -212,7 +215,7 @@ def test_the_plan():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_run_on_a_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "ceilings", lambda cuda: (800.0, 3000.0))
+    monkeypatch.setattr(records, "ceilings", lambda cuda: (800.0, 3000.0))
     run(monkeypatch, "--gpu", "--sizes", 256, 1000, "--out", tmp_path)
     rows = json.loads(only(tmp_path, "*.json").read_text())["rows"]
     ours = [row for row in rows if row["impl"] in (
@@ -227,12 +230,12 @@ def test_a_run_on_a_gpu(monkeypatch, tmp_path):
 @pytest.mark.parametrize("_", [TRITON])
 def test_candidates_are_tried_and_the_kernels_left_as_they_were(_, quick, monkeypatch, tmp_path):
     import tune_clip_loss as tune
-    from miniclip_kernels import triton_blocks, triton_loss
+    from miniclip_kernels import triton_blocks, triton_loss, triton_tiles
 
     monkeypatch.setattr(tune, "SECONDS", 0.0)
     candidates = [{}, {"BLOCK_M": 32}, {"BLOCK_N": 48}, {"BLOCK": 32}, {"GROUPS": 1}]
     monkeypatch.setattr(tune, "CANDIDATES", dict.fromkeys(("sums", "block"), candidates))
-    before = triton_loss.tiles, triton_loss.GROUPS, triton_blocks.BLOCK
+    before = triton_tiles.launch_options, triton_loss.GROUPS, triton_blocks.BLOCK
     record = json.loads(tune.tune(40, 16, ["sums", "block"], tmp_path, DEVICE == "cuda")
                         .read_text())
     assert list(record) == [*KEYS[:-1], "N", "D", "rows"]
@@ -241,16 +244,16 @@ def test_candidates_are_tried_and_the_kernels_left_as_they_were(_, quick, monkey
         assert [row["ms_p50"] for row in good] == sorted(row["ms_p50"] for row in good)
         assert bad["settings"] == {"BLOCK_N": 48} and "power of 2" in bad["error"]
         assert len(good) == 4 and not any(row["error"] for row in good)
-    assert (triton_loss.tiles, triton_loss.GROUPS, triton_blocks.BLOCK) == before
+    assert (triton_tiles.launch_options, triton_loss.GROUPS, triton_blocks.BLOCK) == before
 
 
 @pytest.mark.parametrize("_", [TRITON])
 def test_a_candidate_is_what_is_launched(_):
     import tune_clip_loss as tune
-    from miniclip_kernels import triton_loss
+    from miniclip_kernels import triton_tiles
 
     def options():
-        return {name: triton_loss.launch_options(name, torch.ones(4, 4), None)
+        return {name: triton_tiles.launch_options(name, torch.float32, 4, (9, 0))
                 for name in ("sums", "block", "gradient")}
 
     usual = options()
@@ -269,41 +272,41 @@ def test_tuning_needs_a_gpu(monkeypatch, capsys):
 
 def test_the_readmes_figures_of_a_gpu_are_the_recorded_ones():
     """Both READMEs', and what the prose makes of them."""
-    folder = benchmark.RESULTS.parent
+    folder = records.RESULTS.parent
     record = json.loads((folder / "results/NVIDIA-H200.json").read_text())
     ours, all_ = ((path / "README.md").read_text() for path in (folder, folder.parent))
-    for line in benchmark.table(record, benchmark.OURS[1:]).splitlines():
+    for line in records.table(record, peers.OURS[1:]).splitlines():
         assert line in ours and line in all_
     found = {(row["impl"], row["pass"], row["D"]): row for row in record["rows"]
              if row["N"] == 65536}
     for D in (256, 512, 768, 1024):
         one, both, blocks, registers = (
-            found[impl, benchmark.PASSES[way], D] for impl, way in (
+            found[impl, measuring.PASSES[way], D] for impl, way in (
                 ("miniclip", 0), ("miniclip", 1), ("blocks", 1), ("registers", 1)))
         assert (f"| {D:,} | {one['ms_p50']:.4g} | {one['share_of_peak']:.0%} | "
                 f"{both['ms_p50']:.4g} | {both['share_of_peak']:.0%} | {both['extra_mb']:.0f} | "
                 f"{blocks['ms_p50']:.4g} | {registers['ms_p50']:.4g} |") in ours
     both, blocks, registers = (
-        found[impl, benchmark.PASSES[True], 512] for impl in ("miniclip", "blocks", "registers"))
+        found[impl, measuring.PASSES[True], 512] for impl in ("miniclip", "blocks", "registers"))
     for name, row in (("hopper", both), ("blocks", blocks), ("triton", registers)):
         share = f"{row['share_of_peak']:.0%}".replace("%", " %")
         assert re.search(rf"\| `{name}` \| \d \|.*\| {share} \|\n", ours)
     assert (f"{both['ms_p50']:.0f} ms and {both['extra_mb']:.0f} MB: "
             f"{100 * both['share_of_peak']:.0f} %") in all_
     more = sorted(f"{100 * row['share_of_peak']:.0f}" for row in record["rows"] if row["N"] > 65536
-                  and row["impl"] == "miniclip" and row["pass"] == benchmark.PASSES[True])
+                  and row["impl"] == "miniclip" and row["pass"] == measuring.PASSES[True])
     assert f"({' to '.join(more)} % with more pairs)" in all_
     lesson = " ".join((folder.parent / "lessons/10_kernel.md").read_text().split())
     floor = 8 * 65536**2 * 512 / record["peak_tflops"] / 1e9
     assert (f"the first way took {registers['ms_p50']:.0f} ms and the second "
             f"{blocks['ms_p50']:.0f}, where four products alone take {floor:.0f}") in lesson
-    narrow = [f"{found[impl, benchmark.PASSES[True], 256]['ms_p50']:.0f}"
+    narrow = [f"{found[impl, measuring.PASSES[True], 256]['ms_p50']:.0f}"
               for impl in ("registers", "blocks")]
     assert f"With 256 features it was {' against '.join(narrow)}" in lesson
     assert (f"With turns the {blocks['ms_p50']:.0f} ms become {both['ms_p50']:.0f}: nine tenths"
             in lesson)
     host = {(row["impl"], row["N"]): f"{row['host_ms']:.1f}" for row in record["rows"]
-            if "host_ms" in row and row["pass"] == benchmark.PASSES[True]}
+            if "host_ms" in row and row["pass"] == measuring.PASSES[True]}
     for text in ("1.4 and 1.6 ms for ours", "1.1 and 0.9 for `memeff`", "1.2 and 1.0 compiled",
                  "fewer kernels (0.8 and 1.1)"):
         assert text in ours
@@ -336,7 +339,7 @@ LABELS = {"hopper sums": "`hopper`, sums", "hopper block": "`hopper`, G"}
 def test_the_readmes_shares_of_tiles_are_the_recorded_ones(kernel):
     from tune_clip_loss import NAMES
 
-    folder = benchmark.RESULTS.parent
+    folder = records.RESULTS.parent
     rows = json.loads((folder / "results/tiles/NVIDIA-H200-512.json").read_text())["rows"]
     share = {str(row["settings"]): f"{row['share_of_peak']:.0%}"[:-1] + " %" for row in rows
              if row["kernel"] == kernel}
@@ -352,7 +355,7 @@ def test_the_readmes_shares_of_tiles_are_the_recorded_ones(kernel):
 
 def test_the_readmes_figures_are_the_recorded_ones():
     """kernels/README.md's tables of CPUs are what kernels/results holds, to the last digit."""
-    folder = benchmark.RESULTS.parent
+    folder = records.RESULTS.parent
     text = (folder / "README.md").read_text()
     names = re.findall(r"\(results/([\w.-]+-threads\.json)\)", text)
     assert len(names) == 2

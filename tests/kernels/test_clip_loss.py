@@ -18,8 +18,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON
-from miniclip_kernels import clip_loss as module
-from miniclip_kernels.clip_loss import ClipLoss, choose, clip_loss
+from miniclip_kernels import ClipLoss, autograd, backends, clip_loss
+from miniclip_kernels.backends import choose
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -356,9 +356,9 @@ def test_the_operators_are_what_they_say(both, backend):
     ids = [torch.tensor([0, 0, 1, 2, 3], device=DEVICE), torch.arange(len(texts), device=DEVICE)]
     settings = (ids, 0, both, backend)
     given = [x.detach() for x in (images, texts, scale)]
-    torch.library.opcheck(module.forward_operator, (*given, *settings))
-    _, r, c = module.forward(*given, *settings)
-    torch.library.opcheck(module.backward_operator, (scale.detach(), [*given, r, c], *settings))
+    torch.library.opcheck(autograd.forward_operator, (*given, *settings))
+    _, r, c = autograd.forward(*given, *settings)
+    torch.library.opcheck(autograd.backward_operator, (scale.detach(), [*given, r, c], *settings))
 
 
 @BUT_NUMPY
@@ -410,16 +410,18 @@ def test_auto_is_triton_where_it_runs(cuda, dtype, N, D, expected, monkeypatch):
     pytest.importorskip("triton")
     given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(N, D), device="cuda:0",
                             itemsize=dtype.itemsize)
-    monkeypatch.setattr(module, "HAS_TRITON", True)
-    monkeypatch.setattr("miniclip_kernels.triton_loss.INTERPRETED", False)
+    monkeypatch.setattr(backends, "HAS_TRITON", True)
+    monkeypatch.setattr("miniclip_kernels.triton_tiles.INTERPRETED", False)
+    monkeypatch.setattr(backends, "has_hopper", lambda device: True)
     older = expected.replace("hopper", "blocks")  # or newer
     for capability, found in (((8, 0), older), ((9, 0), expected), ((10, 0), older),
                               ((7, 5), "tiled")):
-        monkeypatch.setattr("miniclip_kernels.triton_loss.architecture", {"cuda:0": capability}.get)
+        monkeypatch.setattr("miniclip_kernels.triton_tiles.architecture",
+                            {"cuda:0": capability}.get)
         assert choose("auto", given, N) == found
-    monkeypatch.setattr("miniclip_kernels.triton_loss.INTERPRETED", True)
+    monkeypatch.setattr("miniclip_kernels.triton_tiles.INTERPRETED", True)
     assert choose("auto", given, N) == "tiled"
-    monkeypatch.setattr(module, "HAS_TRITON", False)
+    monkeypatch.setattr(backends, "HAS_TRITON", False)
     assert choose("auto", given, N) == "tiled"
 
 
@@ -429,9 +431,36 @@ def test_auto_gives_the_bits_of_the_backend_it_stands_for():
     assert clip_loss(images, texts, 10.0).equal(clip_loss(images, texts, 10.0, backend=chosen))
 
 
+@pytest.mark.parametrize("error", [ImportError("cannot import name 'tma'"),
+                                   RuntimeError("PassManager::run failed")])
+def test_a_triton_that_does_not_take_hopper_is_told_once(error, monkeypatch):
+    """Gluon is experimental: "auto" takes the next backend, and says why."""
+    pytest.importorskip("triton")
+    asked = []
+
+    def broken(name):
+        asked.append(name)
+        raise error
+
+    monkeypatch.setattr(backends, "module", broken)
+    monkeypatch.setattr("miniclip_kernels.triton_tiles.INTERPRETED", False)
+    monkeypatch.setattr("miniclip_kernels.triton_tiles.architecture", lambda device: (9, 0))
+    monkeypatch.setattr(backends, "HAS_TRITON", True)
+    backends.has_hopper.cache_clear()
+    given = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(9000, 512), device="cpu",
+                            itemsize=2)
+    try:
+        with pytest.warns(RuntimeWarning, match=r"'hopper' does not work with triton \d.*"
+                          rf"\({type(error).__name__}: .*\); 'blocks' is used instead") as told:
+            assert [choose("auto", given, 9000) for _ in range(3)] == ["blocks"] * 3
+        assert len(told) == 1 and asked == ["hopper"]
+    finally:
+        backends.has_hopper.cache_clear()
+
+
 @pytest.mark.parametrize("backend", ["triton", "blocks"])
 def test_a_missing_triton_is_told(backend, monkeypatch):
-    monkeypatch.setattr(module, "HAS_TRITON", False)
+    monkeypatch.setattr(backends, "HAS_TRITON", False)
     with pytest.raises(ValueError) as error:
         clip_loss(*features(3, 4), 10.0, backend=backend)
     assert str(error.value) == f"backend '{backend}' needs the package triton: not installed"
@@ -459,7 +488,7 @@ def test_the_interpreter_is_not_asked_for_what_it_gets_wrong(backend):
 
 @pytest.mark.parametrize("backend", [TRITON, BLOCKS])
 def test_triton_needs_cuda_or_its_interpreter(backend):
-    code = ("import torch; from miniclip_kernels.clip_loss import clip_loss; "
+    code = ("import torch; from miniclip_kernels import clip_loss; "
             f"clip_loss(torch.eye(2), torch.eye(2), 1.0, backend='{backend}')")
     environment = {key: x for key, x in os.environ.items() if key != "TRITON_INTERPRET"}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
@@ -626,7 +655,7 @@ def test_two_processes_are_one(tmp_path):
 
 
 def test_the_readmes_example_prints_what_it_says():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "README.md").read_text()
     example = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
                    if ">>> " in code)
     test = doctest.DocTestParser().get_doctest(example, {}, "README.md", None, 0)

@@ -4,10 +4,8 @@ The rule is kernel_truth.py's. On a CPU the sums' last step runs in Triton's int
 can't multiply bfloat16, so there the loss itself is looked at in float16 only.
 """
 
-import importlib.util
 from contextlib import nullcontext
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +16,14 @@ if find_spec("triton") is None:
     pytest.skip("the package triton is not installed", allow_module_level=True)
 
 import gluon_on_cpu
-from miniclip_kernels import clip_loss, triton_blocks, triton_hopper, triton_loss
+import mutation
+from miniclip_kernels import (
+    backends,
+    clip_loss,
+    triton_blocks,
+    triton_hopper,
+    triton_loss,
+)
 
 HERE = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 if torch.cuda.is_available() and not HERE:
@@ -28,14 +33,20 @@ ON_CPU = pytest.mark.skipif(HERE, reason="looks into the interpreter")
 TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda x: str(x)[6:])
 
 
-def prepare(monkeypatch, programs=3, block=256, seed=0, module=triton_hopper):
+def prepare(monkeypatch, programs=3, block=256, seed=0):
     """Few programs, so that each has several blocks of rows; and several blocks of G."""
-    monkeypatch.setattr(module, "programs", lambda device: programs)
+    return prepared((backends, triton_blocks, triton_hopper), monkeypatch, programs, block, seed)
+
+
+def prepared(modules, monkeypatch, programs, block, seed=0):
+    """The same for these modules, the package's or a copy's."""
+    backends, triton_blocks, triton_hopper = modules
+    monkeypatch.setattr(triton_hopper, "programs", lambda device: programs)
     monkeypatch.setattr(triton_blocks, "BLOCK", block)
     if HERE:
         return nullcontext()
-    monkeypatch.setattr(triton_loss, "check", lambda backend, features: None)
-    return gluon_on_cpu.on_cpu(module, monkeypatch, seed)
+    monkeypatch.setattr(backends, "check", lambda backend, features: None)
+    return gluon_on_cpu.on_cpu(triton_hopper, monkeypatch, seed)
 
 
 def ratios(case):
@@ -114,81 +125,134 @@ def test_the_same_bits_whatever_arrives_first(monkeypatch):
     (torch.float16, 512, r"backend 'hopper' needs a GPU of compute capability 9 \(H100, H200\)")])
 def test_it_says_what_it_needs(dtype, D, message):
     with pytest.raises(ValueError, match=message):
-        clip_loss.clip_loss(*torch.ones(2, 2, D, dtype=dtype), 1.0, backend="hopper")
+        clip_loss(*torch.ones(2, 2, D, dtype=dtype), 1.0, backend="hopper")
 
 
 # ------------------------------------------------------------------------------ mistakes
 
-WAIT_FOR_GO = "            mbarrier.wait(go.index(TURN), (turns & 1) ^ (1 - TURN))\n"
+# What is wrong: (expression, what stands in its place).
 MISTAKES = {
-    "a part is given back before it is multiplied": (
-        "(number + k - 1) % STAGES), pred=k > 0)", "(number + k) % STAGES), pred=k < K_STEPS - 1)"),
-    "the last part is given back before it is multiplied": (
-        "    S = hopper.warpgroup_mma_wait(0, deps=[S])\n",
-        "    S = hopper.warpgroup_mma_wait(1, deps=[S])\n"),
-    "nobody waits for a turn": (WAIT_FOR_GO, ""),
-    "the second turn begins": (WAIT_FOR_GO, WAIT_FOR_GO.replace("1 - TURN", "TURN")),
-    "parts are fetched into a full ring": (
-        "                mbarrier.wait(empty.index(slot), (number // STAGES & 1) ^ 1)\n", ""),
-    "parts are multiplied before they are there": (
-        "(number + k) // STAGES & 1)", "((number + k) // STAGES & 1) ^ 1)"),
-    "the block of I is not waited for": ("        mbarrier.wait(full_I, round_I & 1)\n", ""),
-    "the block of I goes with the first turn": ("barriers(1, 2)", "barriers(1, 1)"),
-    "fewer bytes are announced than come": ("K_STEPS * I.block", "(K_STEPS - 1) * I.block"),
-    "no fence before a tile leaves": ("    hopper.fence_async_shared()\n", ""),
-    "a quarter is written over one before": ("tma.store_wait(1)  # the q", "tma.store_wait(2)  #"),
-    "quarters are exchanged": ("split(left) + gl.split(right)", "split(right) + gl.split(left)"),
-    "both turns leave by one piece of memory": ("index(2 * TURN + q % 2)", "index(q % 2)"),
-    "two quarters leave by one piece of memory": ("index(2 * TURN + q % 2)", "index(2 * TURN)"),
-    "c is that of the first quarter": ("numbers_I, c[q], G", "numbers_I, c[0], G"),
-    "the end does not wait": ("    if G is not None:\n        tma.store_wait(0)\n", ""),
-    "an odd number of tiles": ("                mbarrier.arrive(go.index(1 - TURN))\n",
-                               "                pass\n"),
-    "both turns write one line": ("gl.program_id(1) * 2 + TURN", "gl.program_id(1) * 2"),
-    "every group adds to one line": ("gl.cast(gl.program_id(0), gl.int64) * N", "0 * N"),
-    "the second turn has the first's tiles": ("first + TURN, last + TURN, 2", "first, last, 2"),
-    "the scale is missing": ("number, TURN) * scale2", "number, TURN)"),
-    "the label offset is ignored": ("first_row + labels[2]", "first_row"),
+    "a stage is given back before it is multiplied": (
+        "mbarrier.arrive(pipeline.empty.index((load - 1) % STAGES), pred=k > 0)",
+        "mbarrier.arrive(pipeline.empty.index(load % STAGES), pred=k < K_BLOCKS - 1)"),
+    "the last stage is given back before it is multiplied": (
+        "hopper.warpgroup_mma_wait(0, deps=[S])", "hopper.warpgroup_mma_wait(1, deps=[S])"),
+    "no consumer of sums waits for its turn": (
+        "row_sum = gl.full([BLOCK], 0.0, gl.float32, gl.SliceLayout(1, TILE_LAYOUT)) "
+        "mbarrier.wait(resident.full, rounds & 1) "
+        "for tile in range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2): "
+        "mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER))",
+        """row_sum = gl.full([BLOCK], 0.0, gl.float32, gl.SliceLayout(1, TILE_LAYOUT))
+        mbarrier.wait(resident.full, rounds & 1)
+        for tile in range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2):
+            pass"""),
+    "no consumer of the gradient waits for its turn": (
+        "mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER)) turns += 1 "
+        "if tile < work.last_tile: first_column = tile * BLOCK",
+        """turns += 1
+            if tile < work.last_tile:
+                first_column = tile * BLOCK"""),
+    "the second consumer begins": (
+        "mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER)) turns += 1 "
+        "if tile < work.last_tile: first_column = tile * BLOCK",
+        """mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ CONSUMER)
+            turns += 1
+            if tile < work.last_tile:
+                first_column = tile * BLOCK"""),
+    "stages are loaded while they are full": (
+        "mbarrier.wait(pipeline.empty.index(stage), (loads // STAGES & 1) ^ 1)", "pass"),
+    "stages are multiplied before they are loaded": (
+        "mbarrier.wait(pipeline.full.index(stage), load // STAGES & 1)",
+        "mbarrier.wait(pipeline.full.index(stage), (load // STAGES & 1) ^ 1)"),
+    "sums do not wait for the block of I": (
+        "mbarrier.wait(resident.full, rounds & 1) for tile in "
+        "range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2): "
+        "mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER)) turns += 1 "
+        "if tile < work.last_tile: columns",
+        """for tile in range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2):
+            mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER))
+            turns += 1
+            if tile < work.last_tile:
+                columns"""),
+    "the block of I goes with the first consumer": ("barriers(1, 2)", "barriers(1, 1)"),
+    "fewer bytes are announced than come": (
+        "K_BLOCKS * I.block_type.nbytes", "(K_BLOCKS - 1) * I.block_type.nbytes"),
+    "no fence before a quarter leaves": ("hopper.fence_async_shared()", "pass"),
+    "a quarter is written over one before": ("tma.store_wait(1)", "tma.store_wait(2)"),
+    "quarters are exchanged": (
+        "gl.split(left) + gl.split(right)", "gl.split(right) + gl.split(left)"),
+    "both consumers store by one piece of memory": ("2 * CONSUMER + q % 2", "q % 2"),
+    "two quarters leave by one piece of memory": ("2 * CONSUMER + q % 2", "2 * CONSUMER"),
+    "c is that of the first quarter": ("c_here[q]", "c_here[0]"),
+    "the end does not wait": ("tma.store_wait(0)", "pass"),
+    "an odd number of tiles": (
+        "else: mbarrier.arrive(order.index(1 - CONSUMER)) mbarrier.arrive(resident.empty) "
+        "rounds += 1 tma", """else:
+                pass
+        mbarrier.arrive(resident.empty)
+        rounds += 1
+    tma"""),
+    "both consumers write one line": (
+        "gl.program_id(1) * 2 + CONSUMER", "gl.program_id(1) * 2"),
+    "every group adds to one line": (
+        "gl.cast(gl.program_id(0), gl.int64) * pairs.N", "0 * pairs.N"),
+    "the second consumer of sums has the first's tiles": (
+        "range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2): "
+        "mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER)) turns += 1 "
+        "if tile < work.last_tile: columns",
+        """range(work.first_tile, work.last_tile, 2):
+            mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER))
+            turns += 1
+            if tile < work.last_tile:
+                columns"""),
+    "the scale is missing": (
+        "product(resident, pipeline, order, load, CONSUMER) * scale2",
+        "product(resident, pipeline, order, load, CONSUMER)"),
+    "the label offset is ignored": (
+        "first_row + pairs.label_offset - first_column", "first_row - first_column"),
 }
 
 
-def copy_of_it(tmp_path, right="", wrong=""):
-    """The module with a mistake, from a file: Gluon reads its source."""
-    source = Path(triton_hopper.__file__).read_text()
-    assert not right or source.count(right) == 1, f"triton_hopper.py must have this once: {right}"
-    file = tmp_path / "mistaken.py"
-    file.write_text(source.replace(right, wrong) if right else source)
-    spec = importlib.util.spec_from_file_location("mistaken", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def errors_of(tmp_path, monkeypatch):
+    """errors_of(right, wrong): of square pairs and of a part, in a copy with that mistake.
 
-
-def errors_of(module, monkeypatch):
-    """Of square pairs and of a part: an odd number of tiles, more parts than the ring has slots."""
-    monkeypatch.setattr(clip_loss, "passes", lambda backend: (module.forward, module.backward))
+    An odd number of tiles, more loads for a tile than the pipeline has stages.
+    """
     monkeypatch.setattr(gluon_on_cpu, "SECONDS", 2.0)
     monkeypatch.setattr(gluon_on_cpu, "EARLY", 0.0)
-    with prepare(monkeypatch, programs=2, block=1024, module=module):
+    made = []
+
+    def errors(*mistake):
+        file = ("triton_hopper.py",) if mistake else ()
+        package = mutation.copied_package(tmp_path, monkeypatch, *file, *mistake)
+        made.append(package)
+        modules = [mutation.module_of(package, name)
+                   for name in ("backends", "triton_blocks", "triton_hopper")]
         cases = [pairs(600, 600, 300, dtype=torch.float16),
                  pairs(500, 600, 300, dtype=torch.float16, offset=77)]
-        return [max(excess(case, "hopper").values()) for case in cases]
+        with prepared(modules, monkeypatch, programs=2, block=1024):
+            return [max(excess(case, "hopper", loss=package.clip_loss).values()) for case in cases]
+
+    yield errors
+    for package in made:
+        mutation.forget(package)
 
 
 @ON_CPU
-def test_a_copy_without_mistakes_passes(tmp_path, monkeypatch):
-    assert max(errors_of(copy_of_it(tmp_path), monkeypatch)) <= 1
+def test_a_copy_without_mistakes_passes(errors_of):
+    assert max(errors_of()) <= 1
 
 
 @ON_CPU
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.filterwarnings("ignore")  # of threads that end with the mistake
-def test_a_mistake_is_found(mistake, tmp_path, monkeypatch):
+def test_a_mistake_is_found(mistake, errors_of):
     """By NaN or wrong numbers, or a part of the program says that it waits in vain."""
     try:
-        errors = errors_of(copy_of_it(tmp_path, *MISTAKES[mistake]), monkeypatch)
+        errors = errors_of(*MISTAKES[mistake])
     except (gluon_on_cpu.Deadlock, AssertionError) as error:
-        assert "must have this once" not in str(error)
+        assert "must be there once" not in str(error)
     else:
         assert max(errors) > 2
 
@@ -227,12 +291,12 @@ def test_every_entry_of_a_block_against_blocks(M, offset, dtype):
     """Gradients hide what is wrong with small entries of G, beside those of the pairs."""
     N, D, both = 8192, 512, offset is None
     case = pairs(M, N, D, dtype=dtype, offset=offset)
-    labels, offset = clip_loss.Labels(offset or 0, both), offset or 0
+    labels = backends.Labels(offset or 0, both)
     I, T, scale = case.images, case.texts, torch.tensor(case.scale, device="cuda")  # noqa: E741
     _, r, c = triton_loss.forward(I, T, scale, labels)
     found, expected = (I.new_full((M, N), torch.nan) for _ in range(2))
     for module, block in ((triton_hopper, found), (triton_blocks, expected)):
-        module.write(block, I, T, scale, r, c, (None, None), offset, both)
+        module.write(block, I, T, scale, r, c, labels)
     torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps,
                                atol=torch.finfo(dtype).tiny)
 
@@ -242,7 +306,7 @@ def test_every_entry_of_a_block_against_blocks(M, offset, dtype):
 def test_auto_is_hopper_compiled_or_not(dtype):
     case = pairs(3000, 3000, 512, dtype=dtype)
     expected = run(case, "hopper")
-    compiled = torch.compile(clip_loss.clip_loss, fullgraph=True)
+    compiled = torch.compile(clip_loss, fullgraph=True)
     for name, x in run(case, "auto").items():
         assert (x == expected[name]).all(), name
     assert compiled(case.images, case.texts, case.scale).item() == expected["loss"]

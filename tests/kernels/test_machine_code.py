@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("triton.backends.nvidia", reason="Triton is not installed here")
 
-MACHINE_CODE = Path(__file__).with_name("machine_code.py")
+MACHINE_CODE = Path(__file__).parents[2] / "kernels/benchmarks/machine_code.py"
 # dtype, D: aligned, or (200) ragged and with ids. KiB: shared memory of one block on the smallest
 # GPU of the architecture that we care for.
 SIZES = [("bf16", 512, 80), ("bf16", 512, 90), ("bf16", 512, 100), ("bf16", 512, 120),

@@ -1,20 +1,16 @@
 """One mistake at a time in a copy of the kernels: the question that parity asks finds each.
 
-A tolerance wide enough to let a wrong factor pass would let it pass everywhere. Each mistake is a
-replacement in the source, which must be there exactly once: a kernel that is written anew takes its
-mistakes along, or this file says so.
+A tolerance wide enough to let a wrong factor pass would let it pass everywhere. Each mistake is an
+expression and what stands in its place (`mutation.replace_expression`): white space and line breaks
+do not count, and an expression that is gone is said to be.
 """
 
-import importlib.util
-from pathlib import Path
+from typing import NamedTuple
 
+import mutation
 import pytest
 import torch
 from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON, Case, excess, pairs
-from miniclip_kernels import clip_loss
-
-KERNELS = Path(clip_loss.__file__).parent
-FILES = {"triton": "triton_loss.py", "blocks": "triton_blocks.py", "tiled": "tiled.py"}
 
 
 def sure():
@@ -40,184 +36,191 @@ CASES = {
 
 GRADIENTS = ["dI", "dT", "ds"]
 ALL = ["loss", *GRADIENTS]
-# What is wrong: (backend, input that shows it, results that show it, (right, wrong)).
-MUTANTS = {
-    "the factor 1/2 is missing in the loss": (
-        "triton", "square", ["loss"],
-        ("            1 / (2 * N) if both else 1 / M, BOTH",
-         "            1 / N if both else 1 / M, BOTH")),
-    "the factor 1/2 is missing in the gradients": (
-        "triton", "square", GRADIENTS,
-        ("label_offset, 1 / (2 * N) if both else 1 / M, BOTH",
-         "label_offset, 1 / N if both else 1 / M, BOTH")),
-    "1/N is missing in the loss": (
-        "triton", "square", ["loss"],
-        ("            1 / (2 * N) if both else 1 / M, BOTH", "            0.5, BOTH")),
-    "1/N is missing in the gradients": (
-        "triton", "square", GRADIENTS,
-        ("label_offset, 1 / (2 * N) if both else 1 / M, BOTH", "label_offset, 0.5, BOTH")),
-    "1/N where 1/M belongs": (
-        "triton", "part", GRADIENTS,
-        ("label_offset, 1 / (2 * N) if both else 1 / M, BOTH",
-         "label_offset, 1 / (2 * N) if both else 1 / N, BOTH")),
-    "the loss has no columns": (
-        "triton", "square", ["loss"], ("entropy += c_here\n", "entropy += r_here\n")),
-    "the gradient has no columns": (
-        "triton", "square", GRADIENTS,
-        ("        Q = tl.exp2(S - c[None, :])\n",
-         "        Q = tl.exp2(S - c[None, :]) * 0\n")),
-    "the last column is masked": (
-        "triton", "square", ALL,
-        ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
-         "S = tl.where((rows < M)[:, None] & (columns < N - 1)[None, :], S, -float(\"inf\"))")),
-    "one column too many": (
-        "triton", "square", ALL,
-        ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
-         "S = tl.where((rows < M)[:, None] & (columns <= N)[None, :], S, -float(\"inf\"))")),
-    "one row too many": (
-        "triton", "square", ALL,
-        ("S = tl.where((rows < M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))",
-         "S = tl.where((rows <= M)[:, None] & (columns < N)[None, :], S, -float(\"inf\"))")),
-    "the last feature is masked": (
-        "triton", "square", ALL,
-        ("    shape, strides = list(features.shape),",
-         "    shape, strides = [len(features), features.shape[1] - 1],")),
-    "the diagonal is subtracted after the cast": (
-        "triton", "sure", ["dI", "dT"],
-        ("return tl.where(pair, G - (ROWS + COLUMNS), G)",
-         "return tl.where(pair, G.to(tl.float16).to(tl.float32) - (ROWS + COLUMNS), G)")),
-    "log2(e) is forgotten in the gradient": (
-        "triton", "square", GRADIENTS,
-        ("first_column, scale_value * LOG2E, D,", "first_column, scale_value, D,")),
-    "log2(e) is forgotten in the loss": (
-        "triton", "square", ["loss"], ("(weight / LOG2E)", "weight")),
-    "the shift is forgotten": (
-        "triton", "pointed", ALL,
-        ("    result = tl.log2(total) + shift\n", "    result = tl.log2(total)\n")),
-    "a sum that failed is not done again": (
-        "triton", "opposite", ALL,
-        ("if tl.min(good.to(tl.int32)) == 0:", "if tl.min(good.to(tl.int32)) == 2:")),
-    "the label offset is ignored in the loss": (
-        "triton", "part", ["loss"],
-        ("S = similarities(A, B, first, first + label_offset,",
-         "S = similarities(A, B, first, first,")),
-    "the label offset is ignored in dT": (
-        "triton", "part", ["dT"],
-        ("i_ids, dT, N, M, -label_offset,", "i_ids, dT, N, M, 0,")),
-    "ids are ignored": (
-        "triton", "captions", ALL,
-        ("\"HAS_IDS\": image_ids is not None", "\"HAS_IDS\": False")),
-    "ids leave the pair itself out": (
-        "triton", "captions", ALL,
-        ("S = tl.where((own == others) & (pair == 0), -float(\"inf\"), S)",
-         "S = tl.where(own == others, -float(\"inf\"), S)")),
-    "what comes from above is ignored": (
-        "triton", "square", GRADIENTS,
-        ("factor = tl.load(upstream) * weight / BOOST", "factor = weight / BOOST")),
-    "blocks: the factor 1/2 is missing": (
-        "blocks", "square", GRADIENTS,
-        ("(1 / (2 * N) if both else 1 / M)", "(1 / N if both else 1 / M)")),
-    "blocks: 1/N where 1/M belongs": (
-        "blocks", "part", GRADIENTS,
-        ("(1 / (2 * N) if both else 1 / M)", "(1 / (2 * N) if both else 1 / N)")),
-    "blocks: what comes from above is ignored": (
-        "blocks", "square", GRADIENTS,
-        ("* tl.load(upstream) * weight", "* weight")),
-    "blocks: there are no columns": (
-        "blocks", "square", GRADIENTS, ("COLUMNS=both", "COLUMNS=False")),
-    "blocks: the last row is not written": (
-        "blocks", "square", GRADIENTS,
-        ("base.in_tiles(block, height, width)", "base.in_tiles(block[:-1], height, width)")),
-    "blocks: the label offset is that of the whole": (
-        "blocks", "part", GRADIENTS,
-        ("label_offset + rows.start - columns.start,", "label_offset,")),
-    "blocks: the first block of rows has the columns of all": (
-        "blocks", "square", GRADIENTS, ("c[columns] if both else c", "c")),
-    "blocks: each block begins the sums of the texts anew": (
-        "blocks", "square", ["dT", "ds"],
-        ("block.T, own, first=rows.start == 0)", "block.T, own, first=True)")),
-    "blocks: each block begins the sums of the images anew": (
-        "blocks", "square", ["dI"],
-        ("block, T[columns], first=columns.start == 0)", "block, T[columns], first=True)")),
-    "blocks: the boost stays in": (
-        "blocks", "sure", GRADIENTS, (" / base.boost(I.dtype)\n", "\n")),
-    "blocks: ids of the first columns": (
-        "blocks", "captions", GRADIENTS, ("x if x is None else x[i]", "x if x is None else x")),
-    "blocks: the scale is missing": (
-        "blocks", "square", ["dI", "dT"], ("total * tl.load(scale), mask", "total, mask")),
-    "blocks: rows of padded features are taken for narrower ones": (
-        "blocks", "odd", ["ds"], ("A + row * stride", "A + row * D")),
-    "blocks: the last rows get no gradient": (
-        "blocks", "square", ["dI", "dT"], ("inside = (row < M)", "inside = (row < M - 1)")),
-    "blocks: the tiles' order forgets the last rows": (
-        "blocks", "tall", GRADIENTS,
-        ("tl.cdiv(M, BLOCK_M) - group * GROUP, GROUP)", "tl.cdiv(M, BLOCK_M) - 1, GROUP)")),
-    "tiled: the factor 1/2 is missing in the loss": (
-        "tiled", "square", ["loss"],
-        ("(loss + (c - positives).mean()) / 2 if", "(loss + (c - positives).mean()) if")),
-    "tiled: 1/N is missing in the gradients": (
-        "tiled", "square", GRADIENTS,
-        ("upstream / (len(I) * (1 + both))", "upstream / (1 + both)")),
-    "tiled: the factor 1/2 is missing in the gradients": (
-        "tiled", "square", GRADIENTS,
-        ("upstream / (len(I) * (1 + both))", "upstream / len(I)")),
-    "tiled: the loss has no columns": (
-        "tiled", "square", ["loss"],
-        ("(loss + (c - positives).mean()) / 2 if", "(loss + (r - positives).mean()) / 2 if")),
-    "tiled: the gradient has no columns": (
-        "tiled", "square", GRADIENTS,
-        ("            G += S.sub_(c[columns]).exp_()  # + Q\n", "            pass\n")),
-    "tiled: the last column is missing": (
-        "tiled", "square", ALL,
-        ("slice(j, min(j + TILE, N))", "slice(j, min(j + TILE, N - 1))")),
-    "tiled: the label offset is ignored in the gradients": (
-        "tiled", "part", GRADIENTS,
-        ("        G.diagonal(diagonal(rows, columns, label_offset)).sub_(1 + both)\n",
-         "        G.diagonal(diagonal(rows, columns, 0)).sub_(1 + both)\n")),
-    "tiled: ids are ignored": (
-        "tiled", "captions", ALL,
-        ("        S.masked_fill_(same, -torch.inf)\n", "")),
-    "tiled: ids leave the pair itself out": (
-        "tiled", "captions", ALL,
-        ("        same.diagonal(diagonal(rows, columns, label_offset)).fill_(False)\n", "")),
+
+
+class Mistake(NamedTuple):
+    """Where it is, the input and the results that show it, and what is wrong."""
+
+    backend: str
+    file: str
+    case: str
+    shows: list[str]
+    right: str
+    wrong: str
+
+
+def in_triton(case, shows, right, wrong, file="triton_loss.py"):
+    return Mistake("triton", file, case, shows, right, wrong)
+
+
+def in_tiles(case, shows, right, wrong):
+    return Mistake("triton", "triton_tiles.py", case, shows, right, wrong)
+
+
+def in_blocks(case, shows, right, wrong):
+    return Mistake("blocks", "triton_blocks.py", case, shows, right, wrong)
+
+
+def in_tiled(case, shows, right, wrong):
+    return Mistake("tiled", "tiled.py", case, shows, right, wrong)
+
+
+MISTAKES = {
+    "the factor 1/2 is missing in the loss": in_triton(
+        "square", ["loss"], "mean_weight(labels, M, N), r, c, losses",
+        "2 * mean_weight(labels, M, N), r, c, losses"),
+    "the factor 1/2 is missing in the gradients": in_triton(
+        "square", GRADIENTS, "mean_weight(labels, M, N), r, c, dI",
+        "2 * mean_weight(labels, M, N), r, c, dI"),
+    "the factor 1/2 is missing everywhere": in_tiles(
+        "square", ALL, "1 / (2 * N) if labels.both", "1 / N if labels.both"),
+    "1/N is missing everywhere": in_tiles(
+        "square", ALL, "1 / (2 * N) if labels.both", "0.5 if labels.both"),
+    "1/N where 1/M belongs": in_tiles("part", ALL, "else 1 / M", "else 1 / N"),
+    "the loss has no columns": in_triton(
+        "square", ["loss"], "entropy += c_here", "entropy += r_here"),
+    "the gradient has no columns": in_tiles(
+        "square", GRADIENTS, "Q = tl.exp2(S - c[None, :])", "Q = tl.exp2(S - c[None, :]) * 0"),
+    "the last column is masked": in_tiles(
+        "square", ALL, "(rows < M)[:, None] & (columns < N)[None, :]",
+        "(rows < M)[:, None] & (columns < N - 1)[None, :]"),
+    "one column too many": in_tiles(
+        "square", ALL, "(rows < M)[:, None] & (columns < N)[None, :]",
+        "(rows < M)[:, None] & (columns <= N)[None, :]"),
+    "one row too many": in_tiles(
+        "square", ALL, "(rows < M)[:, None] & (columns < N)[None, :]",
+        "(rows <= M)[:, None] & (columns < N)[None, :]"),
+    "the last feature is masked": in_tiles(
+        "square", ALL, "list(features.shape)", "[len(features), features.shape[1] - 1]"),
+    "the diagonal is subtracted after the cast": in_tiles(
+        "sure", ["dI", "dT"], "tl.where(pair, G - (ROWS + COLUMNS), G)",
+        "tl.where(pair, G.to(tl.float16).to(tl.float32) - (ROWS + COLUMNS), G)"),
+    "log2(e) is forgotten in S'": in_tiles(
+        "square", ALL, "product * (S.scale * LOG2E)", "product * S.scale"),
+    "log2(e) is forgotten in the loss": in_triton(
+        "square", ["loss"], "weight / LOG2E", "weight"),
+    "the shift is forgotten": in_triton(
+        "pointed", ALL, "tl.log2(total) + shift", "tl.log2(total)"),
+    "a sum that failed is not done again": in_triton(
+        "opposite", ALL, "tl.min(good.to(tl.int32)) == 0", "tl.min(good.to(tl.int32)) == 2"),
+    "the label offset is ignored in the loss": in_triton(
+        "part", ["loss"], "first, first + pairs.label_offset", "first, first"),
+    "the label offset is ignored in dT": in_triton(
+        "part", ["dT"], "else: S_T = Matrix(texts, images, -pairs.label_offset, S.scale)",
+        "else:\n        S_T = Matrix(texts, images, 0, S.scale)"),
+    "the transposed matrix is not": in_triton(
+        "square", ["dT"], "else: S_T = Matrix(texts, images, -pairs.label_offset, S.scale)",
+        "else:\n        S_T = S"),
+    "ids are ignored": in_tiles(
+        "captions", ALL, "labels.image_ids, labels.text_ids", "None, None"),
+    "ids leave the pair itself out": in_tiles(
+        "captions", ALL, "(own == others) & (pair == 0)", "own == others"),
+    "what comes from above is ignored": in_triton(
+        "square", GRADIENTS, "tl.load(upstream) * weight / BOOST", "weight / BOOST"),
+    "blocks: the factor 1/2 is missing": in_blocks(
+        "square", GRADIENTS, "mean_weight(labels, M, N) /", "2 * mean_weight(labels, M, N) /"),
+    "blocks: M and N are exchanged": in_blocks(
+        "part", GRADIENTS, "mean_weight(labels, M, N) /", "mean_weight(labels, N, M) /"),
+    "blocks: what comes from above is ignored": in_blocks(
+        "square", GRADIENTS, "* tl.load(upstream) * weight", "* weight"),
+    "blocks: there are no columns": in_blocks(
+        "square", GRADIENTS, "COLUMNS=labels.both", "COLUMNS=False"),
+    "blocks: the last row is not written": in_blocks(
+        "square", GRADIENTS, "in_tiles(block, tile.HEIGHT, tile.WIDTH)",
+        "in_tiles(block[:-1], tile.HEIGHT, tile.WIDTH)"),
+    "blocks: the label offset is that of the whole": Mistake(
+        "blocks", "backends.py", "part", GRADIENTS,
+        "self.label_offset + rows.start - columns.start", "self.label_offset"),
+    "blocks: the first block of rows has the columns of all": in_blocks(
+        "square", GRADIENTS, "c[columns] if labels.both else c", "c"),
+    "blocks: each block begins the sums of the texts anew": in_blocks(
+        "square", ["dT", "ds"], "block.T, own, first=rows.start == 0", "block.T, own, first=True"),
+    "blocks: each block begins the sums of the images anew": in_blocks(
+        "square", ["dI"], "block, T[columns], first=columns.start == 0",
+        "block, T[columns], first=True"),
+    "blocks: the boost stays in": in_blocks("sure", GRADIENTS, "/ boost(I.dtype)", ""),
+    "blocks: ids of the first columns": Mistake(
+        "blocks", "backends.py", "captions", GRADIENTS, "self.text_ids[columns]", "self.text_ids"),
+    "blocks: the scale is missing": in_blocks(
+        "square", ["dI", "dT"], "total * tl.load(scale)", "total"),
+    "blocks: rows of padded features are taken for narrower ones": in_blocks(
+        "odd", ["ds"], "A + row * stride", "A + row * D"),
+    "blocks: the last rows get no gradient": in_blocks(
+        "square", ["dI", "dT"], "inside = (row < M)", "inside = (row < M - 1)"),
+    "blocks: the tiles' order forgets the last rows": in_blocks(
+        "tall", GRADIENTS, "tl.cdiv(M, HEIGHT) - group * GROUP, GROUP",
+        "tl.cdiv(M, HEIGHT) - 1, GROUP"),
+    "tiled: the factor 1/2 is missing in the loss": in_tiled(
+        "square", ["loss"], "(loss + (c - positives).mean()) / 2",
+        "(loss + (c - positives).mean())"),
+    "tiled: 1/N is missing in the gradients": in_tiled(
+        "square", GRADIENTS, "upstream / (len(I) * directions)", "upstream / directions"),
+    "tiled: the factor 1/2 is missing in the gradients": in_tiled(
+        "square", GRADIENTS, "upstream / (len(I) * directions)", "upstream / len(I)"),
+    "tiled: the loss has no columns": in_tiled(
+        "square", ["loss"], "(loss + (c - positives).mean()) / 2",
+        "(loss + (r - positives).mean()) / 2"),
+    "tiled: the gradient has no columns": in_tiled(
+        "square", GRADIENTS, "G += S.sub_(c[columns]).exp_()", "pass"),
+    "tiled: the last column is missing": in_tiled(
+        "square", ALL, "slice(j, min(j + TILE, N))", "slice(j, min(j + TILE, N - 1))"),
+    "tiled: the label offset is ignored in the gradients": in_tiled(
+        "part", GRADIENTS, "G.diagonal(diagonal(rows, columns, label_offset))",
+        "G.diagonal(diagonal(rows, columns, 0))"),
+    "tiled: ids are ignored": in_tiled(
+        "captions", ALL, "S.masked_fill_(same, -torch.inf)", "pass"),
+    "tiled: ids leave the pair itself out": in_tiled(
+        "captions", ALL, "same.diagonal(diagonal(rows, columns, labels.label_offset)).fill_(False)",
+        "pass"),
 }
 
 
-def put_in_place(backend, folder, monkeypatch, right="", wrong=""):
-    """Have clip_loss run a changed copy of the backend: a file, for Triton reads its source."""
-    source = (KERNELS / FILES[backend]).read_text()
-    if right:
-        assert source.count(right) == 1, f"{FILES[backend]} must have this once: {right}"
-    file = folder / f"mutant_{backend}.py"
-    file.write_text(source.replace(right, wrong) if right else source)
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    mutant = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutant)
-    mutant.BLOCK = 64  # of "blocks": several to an input, on CUDA too
-    forward, _ = clip_loss.passes(backend)  # where the file has none of its own
-    monkeypatch.setattr(clip_loss, "passes", lambda name: (
-        getattr(mutant, "forward", forward), mutant.backward))
-    return mutant
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """copied(file, right, wrong) → a copy of the package; "blocks" has several blocks to an input.
+    """
+    made = []
+
+    def copy(backend, *mistake):
+        made.append(mutation.copied_package(tmp_path, monkeypatch, *mistake))
+        if backend == "blocks":
+            mutation.module_of(made[-1], "triton_blocks").BLOCK = 64  # on CUDA too
+        return made[-1]
+
+    yield copy
+    for package in made:
+        mutation.forget(package)
 
 
 @pytest.mark.parametrize("backend", [TRITON, BLOCKS, "tiled"])
 @pytest.mark.filterwarnings(*FALLBACK)
-def test_a_copy_without_mistakes_passes(backend, tmp_path, monkeypatch):
-    put_in_place(backend, tmp_path, monkeypatch)
+def test_a_copy_without_mistakes_passes(backend, copied):
+    package = copied(backend)
     for name, case in CASES.items():
         if name != "tall" or backend == "blocks":  # seconds in the interpreter
-            assert max(excess(case, backend).values()) <= 1, name
+            assert max(excess(case, backend, loss=package.clip_loss).values()) <= 1, name
 
 
-@pytest.mark.parametrize("mistake, backend", [
-    pytest.param(name, backend, marks=() if backend == "tiled" else TRITON.marks, id=name)
-    for name, (backend, *_) in MUTANTS.items()])
+@pytest.mark.parametrize("name, backend", [
+    pytest.param(name, mistake.backend, id=name,
+                 marks=() if mistake.backend == "tiled" else TRITON.marks)
+    for name, mistake in MISTAKES.items()])
 @pytest.mark.filterwarnings(*FALLBACK)
-def test_a_mistake_is_found(mistake, backend, tmp_path, monkeypatch):
+def test_a_mistake_is_found(name, backend, copied):
     """In the results where it must show, and well above the line."""
-    _, case, shows, change = MUTANTS[mistake]
-    mutant = put_in_place(backend, tmp_path, monkeypatch, *change)
-    if case == "tall":
-        mutant.BLOCK = 1024  # more than one group of tiles
-    ratios = excess(CASES[case], backend)
-    assert min(ratios[name] for name in shows) > 2, ratios
+    mistake = MISTAKES[name]
+    package = copied(backend, mistake.file, mistake.right, mistake.wrong)
+    if mistake.case == "tall":
+        mutation.module_of(package, "triton_blocks").BLOCK = 1024  # more than one group of tiles
+    ratios = excess(CASES[mistake.case], backend, loss=package.clip_loss)
+    assert min(ratios[name] for name in mistake.shows) > 2, ratios
+
+
+def test_a_mistake_finds_its_place_however_the_code_is_laid_out():
+    source = "if x:\n    y = f(a,\n          b)  # why\nz = 1\n"
+    changed = mutation.replace_expression(source, "f(a, b)", "g(b)")
+    assert changed == "if x:\n    y = g(b)  # why\nz = 1\n"
+    with pytest.raises(AssertionError, match="must be there once, and is 0 times"):
+        mutation.replace_expression(source, "f(b, a)", "g(b)")
+    with pytest.raises(AssertionError, match="is 2 times"):
+        mutation.replace_expression("a + b\na  +  b\n", "a + b", "a - b")

@@ -30,8 +30,8 @@ from kernel_truth import (
     run,
     truth,
 )
-from miniclip_kernels import tiled
-from miniclip_kernels.clip_loss import HAS_TRITON, clip_loss
+from miniclip_kernels import clip_loss, tiled
+from miniclip_kernels.backends import HAS_TRITON
 
 EACH = pytest.mark.parametrize("backend", [TRITON, BLOCKS, "tiled"])
 TYPES = pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_strides(backend):
 @pytest.mark.parametrize("_", [TRITON])
 def test_rows_are_copied_only_where_a_descriptor_cannot_take_them(_):
     """Pieces of memory that begin on 16 bytes: 4 float32, 8 of 16 bits."""
-    from miniclip_kernels.triton_loss import aligned
+    from miniclip_kernels.triton_tiles import aligned
 
     x = torch.arange(96.0, device=DEVICE).reshape(6, 16)
     for fits in (x, x[2:], x[:, 4:9], x[::2], x.half()[:, 8:], x[:, :3]):
@@ -203,11 +203,11 @@ def test_rows_are_copied_only_where_a_descriptor_cannot_take_them(_):
 def test_the_same_bits_without_hardware_for_descriptors(M, N, D, options, dtype, backend,
                                                         monkeypatch):
     """What GPUs older than Hopper are given."""
-    from miniclip_kernels import triton_loss
+    from miniclip_kernels import triton_tiles
 
     case = pairs(M, N, D, dtype=dtype, **options)
     expected, ways = run(case, backend), []
-    monkeypatch.setattr(triton_loss, "architecture", lambda x: ways.append(x) or (8, 0))
+    monkeypatch.setattr(triton_tiles, "architecture", lambda x: ways.append(x) or (8, 0))
     found = run(case, backend)
     assert len(ways) >= 7 and found.keys() == expected.keys()
     assert all((x == expected[name]).all() for name, x in found.items())
@@ -346,13 +346,14 @@ def float32_precision():
 
 @pytest.mark.parametrize("backend", [TRITON])
 def test_tf32_only_where_asked_for(backend, float32_precision):
-    from miniclip_kernels.triton_loss import launch_options
+    from miniclip_kernels.triton_tiles import tile_and_options
 
     images = pairs(4, 4, 4).images
     for precision, expected in (("highest", "ieee"), ("high", "tf32"), ("highest", "ieee")):
         float32_precision(precision)
         for kernel in ("sums", "finish", "gradient", "block"):
-            assert launch_options(kernel, images, None)["PRECISION"] == expected
+            tile, _ = tile_and_options(kernel, images, images)
+            assert tile.PRECISION == expected
 
 
 # ------------------------------------------------------------------------------ on a GPU

@@ -1,9 +1,6 @@
 """Tests of miniclip/evaluate.py: ranks against brute force, ties, chunks, planted classifiers."""
 
 import json
-import os
-import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,22 +8,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import gray_images, stub, stub_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from miniclip import evaluate
-from miniclip.config import MODELS
-from miniclip.data import MEAN, STD, Pairs
-from miniclip.evaluate import (
-    class_vectors,
-    embed_images,
-    embed_texts,
-    ranks,
-    recalls,
-    retrieval,
-    shapes_report,
-    zero_shot,
-)
-from miniclip.model import CLIP
+from miniclip.data.pairs import Pairs
+from miniclip.tasks.retrieval import ranks, recalls, retrieval
 
 
 def by_hand(images, texts, owner):
@@ -80,12 +66,12 @@ def test_ranks_with_ties_and_any_number_of_captions(data):
     vector = st.lists(small_int, min_size=2, max_size=2)
     images = torch.tensor([data.draw(vector) for _ in counts])
     texts = torch.tensor([data.draw(vector) for _ in owner])
-    before = evaluate.CHUNK_FLOATS
+    before = retrieval.CHUNK_FLOATS
     try:
-        evaluate.CHUNK_FLOATS = data.draw(st.sampled_from([1, 7, 30, before]))
+        retrieval.CHUNK_FLOATS = data.draw(st.sampled_from([1, 7, 30, before]))
         check_ranks(images, texts, owner)
     finally:
-        evaluate.CHUNK_FLOATS = before
+        retrieval.CHUNK_FLOATS = before
 
 
 def test_a_model_that_says_the_same_of_everything_comes_last():
@@ -99,7 +85,7 @@ def test_a_model_that_says_the_same_of_everything_comes_last():
 @pytest.mark.parametrize("floats", [1, 160, 301, 2**25])
 def test_a_caption_that_two_images_share_is_a_tie(floats, monkeypatch):
     """Also where a chunk ends: BLAS may sum a single row in another order than many."""
-    monkeypatch.setattr(evaluate, "CHUNK_FLOATS", floats)
+    monkeypatch.setattr("miniclip.tasks.retrieval.CHUNK_FLOATS", floats)
     for seed in range(10):
         d = (3, 64, 192, 768)[seed % 4]
         owner = np.arange(50) // 2
@@ -120,14 +106,14 @@ def test_chunks_change_nothing(floats, monkeypatch):
     owner = np.random.default_rng(0).permutation(np.arange(150) % 41)
     images, texts = random_features(41, owner)
     whole = ranks(images, texts, owner)
-    monkeypatch.setattr(evaluate, "CHUNK_FLOATS", floats)
+    monkeypatch.setattr("miniclip.tasks.retrieval.CHUNK_FLOATS", floats)
     for a, b in zip(whole, ranks(images, texts, owner), strict=True):
         assert a.tolist() == b.tolist()
 
 
 def test_memory_stays_within_a_chunk(monkeypatch):
     """2,000 images and 10,000 captions: 20 million scores, never many of them at once."""
-    monkeypatch.setattr(evaluate, "CHUNK_FLOATS", 2**18)
+    monkeypatch.setattr("miniclip.tasks.retrieval.CHUNK_FLOATS", 2**18)
 
     class Largest(TorchDispatchMode):
         size = 0
@@ -168,74 +154,6 @@ def test_recalls_are_percent_and_the_median_a_rank():
     assert recalls(torch.tensor([1, 7, 30]))["median_rank"] == 7
 
 
-# ------------------------------------------------------------------------------- whole models
-
-
-class Stub(torch.nn.Module):
-    """A model that looks features up: an image of gray level i is row i, a text "i" row i."""
-
-    def __init__(self, images, texts):
-        super().__init__()
-        self.logit_scale = torch.nn.Parameter(torch.zeros(()))
-        self.images, self.texts, self.sizes = images, texts, []
-
-    def look_up(self, table, index, normalize):
-        self.sizes.append(len(index))
-        return F.normalize(table[index], dim=1) if normalize else table[index]
-
-    def encode_image(self, pixels, normalize=False):
-        gray = (pixels[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255
-        return self.look_up(self.images, gray.round().long(), normalize)
-
-    def encode_text(self, tokens, normalize=False):
-        return self.look_up(self.texts, tokens[:, 0], normalize)
-
-
-def stub_tokenizer(texts):
-    """ "a photo of 7" → [[7]]"""
-    return torch.tensor([[int("".join(filter(str.isdigit, text)))] for text in texts])
-
-
-def gray_images(levels, size=4):
-    levels = np.asarray(levels, np.uint8)
-    return np.broadcast_to(levels[:, None, None, None], (len(levels), size, size, 3))
-
-
-def stub(n=40, m=200, d=8):
-    generator = torch.Generator().manual_seed(3)
-    return Stub(torch.randn(n, d, generator=generator), torch.randn(m, d, generator=generator))
-
-
-def test_embedding_keeps_the_order_and_the_batch_size():
-    model = stub()
-    levels = list(range(40))[::-1]
-    found = embed_images(model, gray_images(levels), batch_size=16)
-    torch.testing.assert_close(found, F.normalize(model.images, dim=1)[levels])
-    assert model.sizes == [16, 16, 8] and not found.requires_grad
-    model.sizes.clear()
-    found = embed_texts(model, stub_tokenizer, [str(i) for i in range(33)], batch_size=16)
-    torch.testing.assert_close(found, F.normalize(model.texts, dim=1)[:33])
-    assert model.sizes == [16, 16, 1] and found.dtype == torch.float32
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "autocast"])
-def test_features_have_length_1_in_any_precision(dtype):
-    """Norms are taken in float32, whatever the model computes in."""
-    config = replace(MODELS["tiny"], image_size=16, vision_width=48, text_width=48, embed_dim=16)
-    model = CLIP(config).init_weights(torch.Generator().manual_seed(0)).eval()
-    tokens = torch.randint(1, 500, (9, 12), generator=torch.Generator().manual_seed(1))
-    images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), np.uint8)
-    exact = embed_images(model, images), embed_texts(model, lambda texts: tokens, ["a"] * 9)
-    model = model if dtype == "autocast" else model.to(dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
-        found = embed_images(model, images), embed_texts(model, lambda texts: tokens, ["a"] * 9)
-    for features, expected in zip(found, exact):
-        assert features.dtype == torch.float32
-        torch.testing.assert_close(features.norm(dim=1), torch.ones(9))
-        torch.testing.assert_close(features, expected, rtol=0, atol=0.03)
-        assert not features.equal(expected)
-
-
 def test_retrieval_gives_the_json_that_others_read():
     model = stub()
     captions = [[str(5 * i + j) for j in range(1 + i % 5)] for i in range(40)]
@@ -262,80 +180,3 @@ def test_a_diverged_model_is_not_given_figures():
     pairs = Pairs(gray_images(range(40)), [[str(i)] for i in range(40)], "planted", "")
     with pytest.raises(ValueError, match="diverged"):
         retrieval(model, stub_tokenizer, pairs)
-
-
-def test_threads_have_the_next_while_the_caller_has_these():
-    """In order, every item once, never more than two portions ahead; a stop leaves none waiting."""
-    done, began = [], threading.Event()
-
-    def double(x):
-        done.append(x)
-        if x == 3:
-            began.set()
-        return 2 * x
-
-    portions = evaluate.in_threads(double, iter(range(8)), 3)
-    assert next(portions) == [0, 2, 4]
-    assert began.wait(30) and max(done) <= 5  # 3 to 5 come without being asked for
-    assert [*portions] == [[6, 8, 10], [12, 14]] and sorted(done) == [*range(8)]
-    assert [*evaluate.in_threads(double, iter(()), 3)] == []
-
-    done, released = [], threading.Event()
-
-    def slow(x):
-        done.append(x)
-        return x < 50 or released.wait(30)
-
-    portions = evaluate.in_threads(slow, iter(range(100)), 50)
-    next(portions)
-    threading.Timer(0.2, released.set).start()
-    portions.close()  # as when Ctrl-C ends the caller's loop
-    assert len(done) <= 50 + os.cpu_count()
-
-
-def test_class_vectors_normalise_average_normalise():
-    """Vectors of very different lengths: each template has one vote."""
-    model = stub()
-    model.texts *= torch.logspace(-2, 2, 200)[:, None]
-    found = class_vectors(model, stub_tokenizer, ["3", "4"], ["{}", "1{} of them", "{}0 here"])
-    for vector, rows in zip(found, ([3, 13, 30], [4, 14, 40]), strict=True):
-        mean = sum(model.texts[row] / model.texts[row].norm() for row in rows) / 3
-        torch.testing.assert_close(vector, mean / mean.norm())
-    assert len(class_vectors(model, stub_tokenizer, ["5"])) == 1  # with templates of its own
-
-
-def test_zero_shot_counts_the_nearest_class():
-    model = Stub(torch.eye(10), torch.eye(10))
-    names = [str(i) for i in range(10)]
-    images, labels = gray_images([0, 1, 2, 3, 9, 9, 7]), np.array([0, 1, 2, 3, 9, 8, 0])
-    assert zero_shot(model, stub_tokenizer, images, labels, names) == round(100 * 5 / 7, 2)
-    assert zero_shot(model, stub_tokenizer, images[:5], labels[:5], names) == 100
-    # The order of the names is the numbering of the labels.
-    assert zero_shot(model, stub_tokenizer, images[:1], np.array([9]), names[::-1]) == 100
-
-
-def test_the_report_on_shapes(monkeypatch):
-    """Planted: a model that knows every class but those of sketches, and no relation."""
-    names = evaluate.shapes.class_names()
-    asked = []
-
-    def held_out_set(per_class, seed, style="plain"):
-        asked.append(style)
-        labels = np.array([3, 50, 99])
-        return gray_images(labels + (style == "sketch"), 64), labels
-
-    def relation_set(n, seed):
-        return gray_images([1, 2, 3, 4], 64), ["1", "2", "9", "8"], ["9", "8", "3", "7"]
-
-    monkeypatch.setattr(evaluate.shapes, "held_out_set", held_out_set)
-    monkeypatch.setattr(evaluate.shapes, "relation_set", relation_set)
-    numbers = {f"a {name}": i for i, name in enumerate(names)}
-    monkeypatch.setattr(evaluate, "class_vectors", lambda model, tokenizer, given: torch.eye(101)[
-        [numbers[f"a {name}"] for name in given]])
-    model = Stub(torch.eye(101), torch.eye(101))
-    model.config = type("Config", (), {"image_size": 32})
-    report = shapes_report(model, stub_tokenizer)
-    assert asked == list(evaluate.shapes.STYLES) == list(report["held_out"])
-    assert report["held_out"].pop("sketch") == 0
-    assert set(report["held_out"].values()) == {100}
-    assert report["relations"] == 50  # right, right, wrong, and a tie, which is wrong too

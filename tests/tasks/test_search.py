@@ -22,35 +22,14 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_models import drawn, write_photograph
+from small_weights import write_run
 
-from miniclip import checkpoint, plots, search
-from miniclip.config import TINY, save_config
-from miniclip.data import decode
-from miniclip.evaluate import embed_images, embed_texts
-from miniclip.model import CLIP
-from miniclip.tokenizer import Tokenizer
-
-SMALL = replace(TINY, image_size=32, vision_width=32, text_width=32, embed_dim=16, vision_heads=2,
-                text_heads=2, vision_layers=1, stem=(), vocab_size=600, context_length=16)
-
-
-def write_run(folder: Path, seed=0) -> Path:
-    """A run folder as training leaves it, with untrained weights."""
-    folder.mkdir()
-    tokenizer = Tokenizer.train(["a red dog", "a blue cat"], SMALL.vocab_size, SMALL.context_length)
-    config = replace(SMALL, vocab_size=tokenizer.vocab_size)
-    checkpoint.save_weights(
-        CLIP(config).init_weights(torch.Generator().manual_seed(seed)), folder)
-    save_config(config, folder / "config.json")
-    tokenizer.save(folder / "tokenizer.json")
-    return folder
-
-
-def write_photograph(path: Path, number: int):
-    """Coarse noise, so that no two look alike even to a model that nobody trained."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    blocks = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
-    Image.fromarray(blocks).resize((40, 30), Image.Resampling.NEAREST).save(path)
+from miniclip import plots
+from miniclip.data.images import decode
+from miniclip.tasks import search
+from miniclip.tasks.features import embed_images, embed_texts
+from miniclip.weights import checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -713,16 +692,6 @@ def test_lines_that_are_of_no_index(photographs, run, line):
 
 
 # ------------------------------------------------------------------------------- the sheet
-
-
-def drawn(monkeypatch, draw) -> plt.Figure:
-    """The one figure that a call draws, with what it wrote to disk done."""
-    figures, save = [], plots.save
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or save(
-        figure, path))
-    draw()
-    assert not plt.get_fignums()
-    return figures[0]
 
 
 @pytest.mark.parametrize("count, shape", [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (9, (3, 3))])

@@ -6,7 +6,6 @@ transformers and open_clip, where they are installed, say what features such wei
 
 import http.server
 import importlib.util
-import io
 import json
 import os
 import pickle
@@ -18,31 +17,32 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from small_data import encoded, noise
+from safetensors.torch import save_file
+from small_weights import (
+    CLIPS,
+    NARROW,
+    ODD,
+    TOLERANCE,
+    check_same,
+    hf_tensors,
+    inputs,
+    openai_tensors,
+    outputs,
+    write_merges,
+    write_run,
+)
 
 import miniclip
-from miniclip import checkpoint, pretrained
-from miniclip.config import MODELS, TINY, ModelConfig, save_config
-from miniclip.data import MEAN, STD, Transform, resize_crop
+from miniclip.config import MODELS, ModelConfig
+from miniclip.data.images import MEAN, STD, Transform
+from miniclip.data.sources import HubUnreachable
 from miniclip.model import CLIP
-from miniclip.sources import HubUnreachable
-from miniclip.tokenizer import BYTE_CHARS, BYTE_SYMBOLS, CLIP_MERGES, Tokenizer
+from miniclip.tokenizer import CLIP_MERGES
+from miniclip.weights import export, names, pretrained
 
-ODD = ModelConfig(  # nothing is a power of two, no two numbers are the same
-    embed_dim=20, image_size=35, patch_size=7, vision_width=96, vision_layers=2, vision_heads=3,
-    vocab_size=600, context_length=13, text_width=40, text_layers=3, text_heads=5)
-NARROW = ModelConfig(
-    embed_dim=9, image_size=10, patch_size=5, vision_width=12, vision_layers=1, vision_heads=1,
-    vocab_size=550, context_length=5, text_width=6, text_layers=1, text_heads=3)
-CLIPS = replace(  # heads of 64, as every file without settings has them
-    ODD, vision_width=128, vision_heads=2, text_width=64, text_heads=1)
-TOLERANCE = 1e-5
 REAL_MERGES = os.environ.get("MINICLIP_CLIP_MERGES", "")  # before the fixture hides it
 
 
@@ -52,79 +52,6 @@ def no_merges_by_chance(monkeypatch):
 
 
 # ------------------------------------------------------------------------------- weights by hand
-
-
-def hf_tensors(c: ModelConfig, seed=0) -> dict[str, torch.Tensor]:
-    """A state dict as transformers' CLIPModel has it, every number random, and exact in float16."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape, around=0.0, spread=0.1):
-        return torch.empty(shape).normal_(around, spread, generator=generator).half().float()
-
-    patches = (c.image_size // c.patch_size) ** 2
-    tensors = {
-        "logit_scale": random(around=2.0),
-        "vision_model.embeddings.class_embedding": random(c.vision_width),
-        "vision_model.embeddings.patch_embedding.weight": random(
-            c.vision_width, 3, c.patch_size, c.patch_size),
-        "vision_model.embeddings.position_embedding.weight": random(patches + 1, c.vision_width),
-        "text_model.embeddings.token_embedding.weight": random(c.vocab_size, c.text_width),
-        "text_model.embeddings.position_embedding.weight": random(c.context_length, c.text_width),
-        "visual_projection.weight": random(c.embed_dim, c.vision_width),
-        "text_projection.weight": random(c.embed_dim, c.text_width)}
-
-    def norm(name, width):
-        tensors[f"{name}.weight"] = random(width, around=1.0)
-        tensors[f"{name}.bias"] = random(width)
-
-    def linear(name, c_in, c_out):
-        tensors[f"{name}.weight"] = random(c_out, c_in, spread=c_in ** -0.5)
-        tensors[f"{name}.bias"] = random(c_out)
-
-    for name, width in (("vision_model.pre_layrnorm", c.vision_width),
-                        ("vision_model.post_layernorm", c.vision_width),
-                        ("text_model.final_layer_norm", c.text_width)):
-        norm(name, width)
-    for tower, width, layers in (("vision", c.vision_width, c.vision_layers),
-                                 ("text", c.text_width, c.text_layers)):
-        for i in range(layers):
-            block = f"{tower}_model.encoder.layers.{i}."
-            norm(block + "layer_norm1", width)
-            norm(block + "layer_norm2", width)
-            for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                linear(f"{block}self_attn.{part}", width, width)
-            linear(block + "mlp.fc1", width, 4 * width)
-            linear(block + "mlp.fc2", 4 * width, width)
-    return tensors
-
-
-def openai_tensors(hf: dict) -> dict[str, torch.Tensor]:
-    """The same in OpenAI's naming, which is that of open_clip's CLIP."""
-    out = {"logit_scale": hf["logit_scale"],
-           "visual.class_embedding": hf["vision_model.embeddings.class_embedding"],
-           "visual.conv1.weight": hf["vision_model.embeddings.patch_embedding.weight"],
-           "visual.positional_embedding": hf["vision_model.embeddings.position_embedding.weight"],
-           "visual.proj": hf["visual_projection.weight"].T.contiguous(),
-           "token_embedding.weight": hf["text_model.embeddings.token_embedding.weight"],
-           "positional_embedding": hf["text_model.embeddings.position_embedding.weight"],
-           "text_projection": hf["text_projection.weight"].T.contiguous()}
-    for kind in ("weight", "bias"):
-        out[f"visual.ln_pre.{kind}"] = hf[f"vision_model.pre_layrnorm.{kind}"]
-        out[f"visual.ln_post.{kind}"] = hf[f"vision_model.post_layernorm.{kind}"]
-        out[f"ln_final.{kind}"] = hf[f"text_model.final_layer_norm.{kind}"]
-        for theirs, ours in (("vision_model", "visual."), ("text_model", "")):
-            for i in range(100):
-                old, new = f"{theirs}.encoder.layers.{i}.", f"{ours}transformer.resblocks.{i}."
-                if f"{old}mlp.fc1.bias" not in hf:
-                    break
-                out[f"{new}attn.in_proj_{kind}"] = torch.cat([
-                    hf[f"{old}self_attn.{x}_proj.{kind}"] for x in "qkv"])
-                out[f"{new}attn.out_proj.{kind}"] = hf[f"{old}self_attn.out_proj.{kind}"]
-                out[f"{new}ln_1.{kind}"] = hf[f"{old}layer_norm1.{kind}"]
-                out[f"{new}ln_2.{kind}"] = hf[f"{old}layer_norm2.{kind}"]
-                out[f"{new}mlp.c_fc.{kind}"] = hf[f"{old}mlp.fc1.{kind}"]
-                out[f"{new}mlp.c_proj.{kind}"] = hf[f"{old}mlp.fc2.{kind}"]
-    return out
 
 
 def half(tensors: dict) -> dict:
@@ -185,11 +112,6 @@ def hf_config(c: ModelConfig) -> dict:
             "pad_token_id": 0}}
 
 
-def write_merges(folder: Path, count: int):
-    """Merges of single characters: a vocabulary of 514 + count."""
-    pairs = (f"{a} {b}" for a in BYTE_CHARS for b in BYTE_SYMBOLS)
-    lines = [next(pairs) for _ in range(count)]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]), "utf-8")
 
 
 def write_folder(folder: Path, c: ModelConfig, file="model.safetensors", config=True, tensors=None):
@@ -200,24 +122,6 @@ def write_folder(folder: Path, c: ModelConfig, file="model.safetensors", config=
         (folder / "config.json").write_text(json.dumps(hf_config(c)))
     write_merges(folder, c.vocab_size - 514)
     return folder / file
-
-
-def inputs(c: ModelConfig, n=3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels, and texts of every length."""
-    generator = torch.Generator().manual_seed(5)
-    pixels = torch.randn(n, 3, c.image_size, c.image_size, generator=generator)
-    tokens = torch.zeros(n, c.context_length, dtype=torch.int64)
-    for row, length in zip(tokens, torch.linspace(3, c.context_length, n).long().tolist()):
-        row[:length] = torch.randint(1, c.vocab_size - 2, (length,), generator=generator)
-        row[0], row[length - 1] = c.vocab_size - 2, c.vocab_size - 1
-    return pixels, tokens
-
-
-@torch.no_grad()
-def outputs(model: CLIP, pixels, tokens) -> dict[str, torch.Tensor]:
-    images, texts, scale = model(pixels, tokens)
-    return {"image": model.encode_image(pixels), "text": model.encode_text(tokens),
-            "logits": scale * images @ texts.T}
 
 
 @torch.no_grad()
@@ -234,30 +138,6 @@ def theirs(c: ModelConfig, tensors: dict, pixels, tokens) -> dict[str, torch.Ten
         "image": model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output),
         "text": model.text_projection(model.text_model(input_ids=tokens).pooler_output),
         "logits": model(input_ids=tokens, pixel_values=pixels).logits_per_image}
-
-
-def check_same(found: dict, expected: dict, tolerance=TOLERANCE):
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype == torch.float32
-        error = ((found[name] - value).abs().max() / value.abs().max()).item()
-        assert error <= tolerance, f"{name}: {error:.2e}"
-
-
-def write_run(folder: Path, c: ModelConfig) -> Path:
-    """A run as training leaves it."""
-    folder.mkdir()
-    write_merges(folder, c.vocab_size - 514)
-    lines = (folder / "merges.txt").read_text("utf-8").splitlines()[1:]
-    (folder / "merges.txt").unlink()
-    Tokenizer(lines, c.context_length).save(folder / "tokenizer.json")
-    model = CLIP(c).init_weights(torch.Generator().manual_seed(3))
-    with torch.no_grad():  # gains of 1 and biases of 0 would hide what is mixed up
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    checkpoint.save_weights(model, folder)
-    save_config(c, folder / "config.json")
-    return folder
 
 
 # ------------------------------------------------------------------------------- parity
@@ -311,10 +191,10 @@ def test_the_namings_side_by_side():
     """The table reaches every tensor, and is the namings of transformers and open_clip."""
     with torch.device("meta"):
         ours = CLIP(ODD).state_dict()
-    for column, expected in ((pretrained.HF, hf_tensors(ODD)),
-                             (pretrained.OPENAI, openai_tensors(hf_tensors(ODD)))):
+    for column, expected in ((names.HF, hf_tensors(ODD)),
+                             (names.OPENAI, openai_tensors(hf_tensors(ODD)))):
         found = [part for name, t in ours.items() for part in (
-            pretrained.theirs(name, t, column).items())]
+            names.theirs(name, t, column).items())]
         assert len(found) == len(expected)
         assert {n: t.shape for n, t in found} == {n: t.shape for n, t in expected.items()}
 
@@ -365,7 +245,7 @@ def test_open_clips_own_modules(tmp_path, quick_gelu):
     run = write_run(tmp_path / "run", shape)
     torch.save({
         "embed_dim": shape.embed_dim, "quick_gelu": quick_gelu, "pixels": pixels, "tokens": tokens,
-        "exported": str(pretrained.export(str(run), str(tmp_path / "to"), "open_clip")),
+        "exported": str(export.export(str(run), str(tmp_path / "to"), "open_clip")),
         "vision": {"image_size": 35, "patch_size": 7, "width": 96, "layers": 2, "head_width": 32},
         "text": {"context_length": 13, "vocab_size": 600, "width": 40, "layers": 3, "heads": 5},
     }, tmp_path / "given")
@@ -408,7 +288,7 @@ with torch.no_grad():
 def test_open_clip_reads_the_exported_vocabulary(tmp_path):
     """Its own would give other ids, of which some are none of this model's."""
     run = write_run(tmp_path / "run", ODD)
-    path = pretrained.export(str(run), str(tmp_path / "to"), "open_clip")
+    path = export.export(str(run), str(tmp_path / "to"), "open_clip")
     done = subprocess.run([sys.executable, "-c", OPEN_CLIPS_TOKENIZER, str(run), str(path)],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -908,194 +788,3 @@ def test_a_refused_connection_is_one_line(hub_cache):
                            "here, and the Hub does not answer: .*refused") as error:
             miniclip.load(source)
         assert "\n" not in str(error.value)
-
-
-# ------------------------------------------------------------------------------- export
-
-
-@pytest.mark.parametrize("quick_gelu", [True, False])
-@pytest.mark.parametrize("format", ["open_clip", "hf"])
-@pytest.mark.parametrize("shape", [ODD, NARROW], ids=["odd", "narrow"])
-def test_there_and_back(tmp_path, shape, format, quick_gelu):
-    """Every number, the shape, the GELU and the vocabulary come back as they were."""
-    run = write_run(tmp_path / "run", replace(shape, quick_gelu=quick_gelu))
-    path = pretrained.export(str(run), str(tmp_path / "to"), format)
-    assert path == tmp_path / "to" and sorted(p.name for p in path.iterdir()) == sorted([
-        "merges.txt", "vocab.json", *(
-            ["config.json", "preprocessor_config.json", "tokenizer_config.json",
-             "model.safetensors"] if format == "hf" else
-            ["open_clip_config.json", "open_clip_model.safetensors", "tokenizer_config.json"])])
-    (model, tokenizer, transform), (back, tokens, pixels) = miniclip.load(run), miniclip.load(path)
-    assert back.config == model.config and pixels == transform
-    for a, b in zip(model.state_dict().items(), back.state_dict().items(), strict=True):
-        assert a[0] == b[0] and torch.equal(a[1], b[1])
-    assert torch.equal(tokenizer(["! a dog", "'é"]), tokens(["! a dog", "'é"]))
-    vocabulary = json.loads((path / "vocab.json").read_text())
-    assert [*vocabulary] == tokenizer.symbols
-    assert [*vocabulary.values()] == [*range(len(vocabulary))]
-
-
-def test_openais_format(tmp_path):
-    """A pickle of tensors, by OpenAI's names."""
-    run = write_run(tmp_path / "run", CLIPS)
-    path = pretrained.export(run, tmp_path / "weights.pt", "openai")
-    hf = load_file(pretrained.export(run, tmp_path / "hf", "hf") / "model.safetensors")
-    found, expected = torch.load(path, weights_only=True), openai_tensors(hf)
-    assert set(found) == set(expected)
-    assert all(torch.equal(found[n], t) and found[n].is_contiguous() for n, t in expected.items())
-    (tmp_path / "merges.txt").write_bytes((tmp_path / "hf/merges.txt").read_bytes())
-    pixels, tokens = inputs(CLIPS)
-    check_same(outputs(miniclip.load(path, quick_gelu=True)[0], pixels, tokens),
-               outputs(miniclip.load(run)[0], pixels, tokens), 0)
-
-
-@pytest.mark.parametrize("quick_gelu", [True, False])
-def test_transformers_opens_what_is_exported(tmp_path, quick_gelu):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed here")
-    run = write_run(tmp_path / "run", replace(ODD, quick_gelu=quick_gelu))
-    path = pretrained.export(str(run), str(tmp_path / "hf"), "hf")
-    theirs = transformers.CLIPModel.from_pretrained(path).eval()
-    model, tokenizer, _ = miniclip.load(run)
-    pixels, _ = inputs(ODD)
-    texts = ["! !", "a dog in the snow, far away, and another", "It's"]
-    tokens = tokenizer(texts)
-    with torch.no_grad():
-        expected = {
-            "image": theirs.visual_projection(
-                theirs.vision_model(pixel_values=pixels).pooler_output),
-            "text": theirs.text_projection(theirs.text_model(input_ids=tokens).pooler_output),
-            "logits": theirs(input_ids=tokens, pixel_values=pixels).logits_per_image}
-    check_same(outputs(model, pixels, tokens), expected)
-    ids = transformers.CLIPTokenizer.from_pretrained(path)(texts, truncation=True)
-    for row, found in zip(tokens, ids["input_ids"], strict=True):
-        assert row.tolist()[:len(found)] == found and not row[len(found):].any()
-    processor = transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil
-    image = smooth(50, 41)
-    found = processor.from_pretrained(path)(image, return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(Transform(ODD.image_size)(image), found, atol=1e-5, rtol=0)
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
-
-
-@pytest.mark.parametrize("changes, format, words", [
-    ({"stem": (8,), "patch_size": 14, "image_size": 28}, "hf", "has a stem, mean pooling or no fi"),
-    ({"pool": "mean"}, "open_clip", "models of open_clip; train with --stem , --pool cls --pre-no"),
-    ({"pre_norm": False}, "openai", "has a stem, mean pooling or no first LayerNorm"),
-    ({"quick_gelu": False}, "openai", "QuickGELU and heads of 64.*open_clip and hf can express it"),
-    ({"vision_heads": 4}, "openai", "QuickGELU and heads of 64"),
-    ({"text_heads": 2}, "openai", "QuickGELU and heads of 64"),
-    ({}, "onnx", "no format 'onnx'; there are openai, open_clip, hf"),
-])
-def test_what_a_format_has_no_words_for(tmp_path, changes, format, words):
-    run = write_run(tmp_path / "run", replace(CLIPS, **changes))
-    before = listing(tmp_path)
-    with pytest.raises(ValueError, match=words) as error:
-        pretrained.export(str(run), str(tmp_path / "to"), format)
-    assert "\n" not in str(error.value) and listing(tmp_path) == before
-
-
-def test_the_options_that_are_named_make_a_model_that_can_be_exported(tmp_path):
-    """`--stem ,` is the empty list of channels."""
-    from miniclip.cli import build_parser, chosen
-
-    given = build_parser().parse_args(
-        ["train", "--stem", ",", "--pool", "cls", "--pre-norm", "true", "--vocab-size", "600"])
-    run = write_run(tmp_path / "run", replace(TINY, **chosen(given, ModelConfig)))
-    assert pretrained.export(str(run), str(tmp_path / "to"), "hf").is_dir()
-
-
-@pytest.mark.parametrize("format", pretrained.FORMATS)
-def test_nothing_is_overwritten_or_half_written(tmp_path, monkeypatch, format):
-    run = write_run(tmp_path / "run", CLIPS)
-    for taken in ("file", "folder"):
-        (tmp_path / taken).mkdir() if taken == "folder" else (tmp_path / taken).touch()
-        with pytest.raises(ValueError, match=f"{taken} is there already; name a new one"):
-            pretrained.export(str(run), str(tmp_path / taken), format)
-    with pytest.raises(ValueError, match="gone: no such folder to write to"):
-        pretrained.export(str(run), str(tmp_path / "gone/to"), format)
-    with pytest.raises(ValueError, match="no such run folder"):
-        pretrained.export(str(tmp_path / "none"), str(tmp_path / "to"), format)
-    before = listing(tmp_path)
-
-    def full(*arguments, **options):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(pretrained, "save_file", full)
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space left"):
-        pretrained.export(str(run), str(tmp_path / "to"), format)
-    assert listing(tmp_path) == before
-
-
-# ------------------------------------------------------------------------------- pixels
-
-
-def smooth(width, height, seed=0) -> Image.Image:
-    """Something like a photograph: soft, with hard edges, and clipped lights and shadows."""
-    rng = np.random.default_rng(seed)
-    image = rng.uniform(-80, 335, (height // 16 + 2, width // 16 + 2, 3)).clip(0, 255)
-    image = np.array(Image.fromarray(image.astype(np.uint8)).resize(
-        (width, height), Image.Resampling.BICUBIC))
-    image[height // 3:height // 2, width // 4:width // 2] = 255
-    image[height // 2:, width // 2:width // 2 + 3] = 0
-    return Image.fromarray(image)
-
-
-def processed(image: Image.Image, size: int, **options):
-    """transformers' image processor on Pillow."""
-    module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip",
-                                 reason="transformers with its Pillow backend is not installed")
-    processor = module.CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **options)
-    return processor(image, return_tensors="np")["pixel_values"][0]
-
-
-def check_pixels(image: Image.Image, size=224):
-    """≤ 1/255 before normalisation; after it, the same but for rounding."""
-    expected = processed(image, size, do_normalize=False)  # (3, S, S), 0 to 1
-    found = resize_crop(image.convert("RGB"), size).transpose(2, 0, 1) / 255
-    assert found.shape == expected.shape == (3, size, size)
-    assert np.abs(found - expected).max() <= 1 / 255 + 1e-6, f"{image.size} {image.mode}"
-    exact = processed(image, size)
-    assert np.abs(Transform(size)(image).numpy() - exact).max() <= 1 / 255 / min(STD) + 1e-5
-
-
-@pytest.mark.parametrize("kind", [smooth, noise], ids=["smooth", "noise"])
-@pytest.mark.parametrize("size", [224, 64, 35, 336])
-def test_pixels_of_transformers(kind, size):
-    """Of all shapes: larger, smaller, wide, tall; every parity of what the crop leaves."""
-    rng = np.random.default_rng(size)
-    for _ in range(25):
-        short, ratio = int(size * np.exp(rng.uniform(-1.5, 1.2))), np.exp(rng.uniform(-1.5, 1.5))
-        width, height = max(2, round(short * max(1, ratio))), max(2, round(short / min(1, ratio)))
-        check_pixels(kind(width, height), size)
-    for margin in range(9):  # no resize: the crop alone
-        check_pixels(kind(size + margin, size), size)
-        check_pixels(kind(size, size + margin), size)
-
-
-@pytest.mark.parametrize("width, height", [
-    (1, 1), (1, 2), (2, 1), (1, 50), (50, 1), (3, 150), (1, 999), (1000, 1), (4000, 100), (2, 997)])
-def test_pixels_of_odd_images(width, height):
-    check_pixels(noise(width, height))
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "HSV", "F"])
-def test_pixels_of_every_mode(mode):
-    """But 16 bits: transformers makes white of nearly all of them."""
-    image = noise(61, 47).convert(mode)
-    assert image.mode == mode
-    check_pixels(image, 32)
-
-
-def test_pixels_of_photographs(real_data):
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(next(real_data.glob("validation*.parquet")), columns=["image"])
-    for row in table.slice(0, 40).to_pylist():
-        image = Image.open(io.BytesIO(row["image"]["bytes"]))
-        check_pixels(image)
-        check_pixels(Image.open(io.BytesIO(encoded(image.convert("RGB").resize((640, 427)),
-                                                   "JPEG"))), 64)

@@ -1,0 +1,86 @@
+"""Bad input of `clip_loss`: one clear line for everything that can't give a loss."""
+
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+DIRECTIONS = ("both", "rows")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_input(image_features, text_features, logit_scale, label_offset, direction):
+    """ValueError for anything that `clip_loss` can't take; ids have a check of their own."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction {direction!r} is not one of {', '.join(DIRECTIONS)}")
+    check_features("image_features", image_features)
+    check_features("text_features", text_features)
+    check_shapes(image_features, text_features, label_offset, direction)
+    if image_features.dtype != text_features.dtype:
+        raise ValueError(f"image_features are {image_features.dtype}, text_features "
+                         f"{text_features.dtype}: not alike")
+    if image_features.device != text_features.device:
+        raise ValueError(f"image_features are on {image_features.device}, text_features on "
+                         f"{text_features.device}")
+    check_scale(logit_scale)
+
+
+def check_features(name, features):
+    if not isinstance(features, Tensor):
+        raise ValueError(f"{name} must be a tensor, not {type(features).__name__}")
+    if features.dtype not in DTYPES:
+        raise ValueError(f"{name} are {features.dtype}; they must be float32, bfloat16, float16 "
+                         "or float64")
+
+
+def check_shapes(I, T, label_offset, direction):  # noqa: E741
+    if I.ndim != 2 or T.ndim != 2 or I.shape[1] != T.shape[1]:
+        shapes = f"{tuple(I.shape)} and {tuple(T.shape)}"
+        raise ValueError(f"image_features must be (M, D) and text_features (N, D); got {shapes}")
+    (M, D), N = I.shape, len(T)
+    if not (M and N and D):
+        raise ValueError(f"nothing to compare: M, N and D must be at least 1; got {M}, {N}, {D}")
+    if direction == "both" and (M != N or label_offset != 0):
+        raise ValueError("direction 'both' needs as many texts as images and label_offset 0; got "
+                         f"{M} images, {N} texts, offset {label_offset} (direction 'rows' may do)")
+    if M > N:
+        raise ValueError(f"{M} images need {M} texts at least; got {N}")
+    if not isinstance(label_offset, int) or not 0 <= label_offset <= N - M:
+        raise ValueError(f"label_offset must be an int, 0 to N − M = {N - M}; got {label_offset!r}")
+
+
+def check_scale(logit_scale):
+    """A float or a tensor of one number; positive, as far as can be seen without waiting."""
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.numel() != 1 or not logit_scale.is_floating_point():
+            raise ValueError("logit_scale must be a float or a tensor of one floating-point "
+                             f"number; got {tuple(logit_scale.shape)}, {logit_scale.dtype}")
+        if logit_scale.device.type != "cpu" or torch.compiler.is_compiling():
+            return  # to look would be to wait for the GPU, or to break the graph
+        logit_scale = logit_scale.item()
+    elif not isinstance(logit_scale, Real) or isinstance(logit_scale, bool):
+        raise ValueError(f"logit_scale must be a float or a tensor, not {logit_scale!r}")
+    # About the largest float32. A named constant would make torch.compile trace twice.
+    if logit_scale <= 0 or logit_scale > 3e38:  # NaN may pass: NaN in gives NaN out
+        raise ValueError("logit_scale is the multiplier: finite and positive; got "
+                         f"{str(logit_scale)[:20]}")
+
+
+def check_ids(image_features, text_features, image_ids, text_ids):
+    """→ (image_ids, text_ids) as contiguous int64, or (None, None).
+
+    Where only one is given it stands for both.
+    """
+    if image_ids is None and text_ids is None:
+        return None, None
+    if image_ids is None or text_ids is None:
+        if len(image_features) != len(text_features):
+            raise ValueError("image_ids and text_ids go together where M and N differ")
+        image_ids = text_ids = text_ids if image_ids is None else image_ids
+    for name, ids, features in (("image_ids", image_ids, image_features),
+                                ("text_ids", text_ids, text_features)):
+        integers = isinstance(ids, Tensor) and ids.dtype in (torch.int32, torch.int64)
+        if not integers or ids.shape != features.shape[:1] or ids.device != features.device:
+            raise ValueError(f"{name} must be a tensor ({len(features)},) of int64 or int32 on "
+                             f"{features.device}")
+    return image_ids.long().contiguous(), text_ids.long().contiguous()

@@ -1,0 +1,27 @@
+"""`reference` as a backend: float64 NumPy, for comparison."""
+
+import torch
+
+from . import reference
+
+
+def forward(I, T, scale, labels):  # noqa: E741
+    """→ loss (), and zeros for r (M,) and c (N,), which `backward` does not need."""
+    loss, *_ = run(I, T, scale, labels)
+    return loss.to(scale), scale.new_zeros(len(I)), scale.new_zeros(len(T) if labels.both else 0)
+
+
+def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
+    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    _, *gradients = run(I, T, scale, labels)
+    return tuple((upstream * found.to(upstream)).to(given)
+                 for found, given in zip(gradients, (I, T, scale)))
+
+
+def run(I, T, scale, labels):  # noqa: E741
+    """Loss and gradients as float64 tensors on the CPU."""
+    features = [x.detach().double().cpu().numpy() for x in (I, T, scale)]
+    ids = [None if x is None else x.cpu().numpy() for x in (labels.image_ids, labels.text_ids)]
+    direction = "both" if labels.both else "rows"
+    found = reference.loss_and_gradients(*features, labels.label_offset, direction, *ids)
+    return [torch.as_tensor(x) for x in found]

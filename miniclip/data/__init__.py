@@ -1,0 +1,1 @@
+"""Pairs and labelled images, from files, the Hub or a generator, to batches of tensors."""

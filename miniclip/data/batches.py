@@ -1,0 +1,123 @@
+"""Batches of pairs: which images, which captions, and how they are augmented.
+
+    Pairs ──Batches[step]──▶ pixels (B, 3, S, S) float32, tokens (B, L) int64
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from miniclip.config import TrainConfig
+from miniclip.data.images import normalize
+from miniclip.data.pairs import Pairs
+from miniclip.tokenizer import Tokenizer
+
+
+def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: torch.Generator):
+    """uint8 (B, R, R, 3) → normalised float32 (B, 3, S, S): crop, flip and colour, each its own.
+
+    The random resized crop (Szegedy et al. 2015, arXiv 1409.4842, section 6) and the flip are one
+    affine map for each image; brightness, contrast and saturation change by up to `jitter`.
+    """
+    B = len(images)
+
+    def uniform(low, high):  # drawn on the CPU, so that every device sees the same crops
+        return torch.empty(B).uniform_(low, high, generator=generator)
+
+    side = uniform(config.crop, 1).sqrt()  # of the crop, as a share of the image's side
+    # Aspect ratios of 3:4 to 4:3; where nothing is cropped, of 1.
+    stretch = uniform(-0.14, 0.14).mul(config.crop < 1).exp()
+    height, width = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
+    flip = uniform(-1, 1).sign() if config.flip else torch.ones(B)
+    theta = torch.zeros(B, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = width * flip, height
+    # The image reaches from −1 to 1: a crop of width w can move by ±(1 − w).
+    theta[:, 0, 2], theta[:, 1, 2] = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    pixels = normalize(images)
+    grid = F.affine_grid(theta.to(pixels.device), (B, 3, size, size), align_corners=False)
+    pixels = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+    if config.jitter:
+        brightness, contrast, saturation = (
+            uniform(-config.jitter, config.jitter)[:, None, None, None].to(pixels.device)
+            for _ in range(3))
+        # lerp(a, b, w) = a + w (b − a): a negative w leads away from grey.
+        gray = pixels.mean(1, keepdim=True)
+        pixels = torch.lerp(pixels, gray, -saturation)
+        pixels = torch.lerp(pixels, gray.mean((2, 3), keepdim=True), -contrast) + brightness
+    return pixels
+
+
+class Batches:
+    """`batches[step]` → pixels (B, 3, S, S), tokens (B, L): a pure function of seed and step.
+
+    So a resumed run sees what an uninterrupted one would have. Within an epoch every image comes
+    at most once, with one of its captions drawn at random: no batch holds an image twice, which
+    would make a true pair a negative.
+    """
+
+    def __init__(self, pairs: Pairs, tokenizer: Tokenizer, size: int, config: TrainConfig,
+                 device="cpu"):
+        if (count := len(pairs)) < config.batch_size:
+            raise ValueError(f"batch_size {config.batch_size} is larger than the {count} images of "
+                             f"{pairs.name}; set --batch-size {count} or less (2 at least)")
+        self.images, self.size, self.config, self.device = pairs.images, size, config, device
+        self.per_epoch = len(pairs) // config.batch_size
+        texts, owner = pairs.flat_captions()
+        self.tokens = tokenizer(texts)  # (M, L), encoded once
+        self.counts = np.bincount(owner)  # captions of each image
+        self.first = np.cumsum(self.counts) - self.counts  # its first row in tokens
+        # Once an epoch: of a million images it takes a tenth of a second.
+        self.order = lru_cache(maxsize=1)(self.order)
+
+    def order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """A permutation of the images, and the caption row drawn for each, both (N,)."""
+        rng = np.random.default_rng((self.config.seed, epoch))
+        order = rng.permutation(len(self.counts))
+        return order, (self.first + rng.integers(self.counts))[order]
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        epoch, index = divmod(step, self.per_epoch)
+        batch = slice(index * self.config.batch_size, (index + 1) * self.config.batch_size)
+        images, rows = (part[batch] for part in self.order(epoch))
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
+        pixels = self.sent(torch.from_numpy(self.images[images]))
+        pixels = augment(pixels, self.size, self.config, generator)
+        tokens = self.tokens[torch.from_numpy(rows)]
+        if self.config.word_dropout:
+            tokens = drop_words(tokens, self.config.word_dropout, generator)
+        # Nothing behind the longest text's end token can change a result: leave it out.
+        return pixels, self.sent(tokens[:, : int(tokens.argmax(1).max()) + 1])
+
+    def sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On its way to the device; from pinned memory, nobody has to wait for the arrival."""
+        if torch.device(self.device).type == "cuda":
+            tensor = tensor.contiguous().pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+
+def prefetch(batches: Batches, steps: range) -> Iterator[tuple]:
+    """(step, pixels, tokens, seconds waited for them): a thread prepares one batch ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(batches.__getitem__, steps.start) if steps else None
+        for step in steps:
+            begin = time.perf_counter()
+            pixels, tokens = ahead.result()
+            waited = time.perf_counter() - begin
+            if step + 1 in steps:
+                ahead = pool.submit(batches.__getitem__, step + 1)
+            yield step, pixels, tokens, waited
+
+
+def drop_words(tokens: torch.Tensor, chance: float, generator: torch.Generator) -> torch.Tensor:
+    """(B, L) → (B, L) with each inner token left out at random and the rest moved up."""
+    end = tokens.argmax(1, keepdim=True)
+    place = torch.arange(tokens.shape[1])
+    gone = (torch.rand(tokens.shape, generator=generator) < chance) & (place > 0) & (place < end)
+    # Zeros (kept) before ones (gone), and stable: the kept stay in their order.
+    kept = torch.argsort(gone.long(), dim=1, stable=True)
+    return tokens.gather(1, kept).masked_fill(place > end - gone.sum(1, keepdim=True), 0)

@@ -1,0 +1,131 @@
+"""Image files → pixels: the only decoder, for training, search and classification alike.
+
+    bytes | path | array ──decode──▶ uint8 (S, S, 3) ──normalize──▶ float32 (3, S, S)
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+with suppress(ImportError):  # an extra; with it Pillow opens HEIC, which phones write
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's 400 M training images (openai/CLIP)
+STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 128 * 2**20  # of one image: beyond it decoding takes seconds and gigabytes
+IMAGE_SUFFIXES = {*(".avif .bmp .gif .heic .heif .hif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm "
+                    ".png .ppm .tga .tif .tiff .webp").split()}
+
+
+def resize_crop(image: Image.Image, size: int) -> np.ndarray:
+    """CLIP's preprocessing: shorter side to `size` (bicubic), centre crop → (S, S, 3) uint8.
+
+    The very pixels of transformers' CLIPImageProcessor on Pillow, but of lines, which it resizes
+    whole. openai/CLIP (torchvision) starts a crop of an odd margin one pixel further half the time.
+    """
+    if max(image.size) > 50 * min(image.size):  # a line: its middle is all that would remain
+        side = 50 * min(image.size)
+        image = ImageOps.crop(image, tuple((n - min(n, side)) // 2 for n in image.size * 2))
+    width, height = (size * n // min(image.size) for n in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Of any mode → RGB. 16 bits a pixel, and F's 0 to 1, are scaled: Pillow and transformers cut
+    what is above 255, and nearly all of it would be white."""
+    if image.mode[0] in "IF":
+        values = np.asarray(image, np.float32)
+        white = 65535 if image.mode[0] == "I" else 255 if values.max() > 1 else 1
+        image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def fit(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (N, H, W, 3) → (N, S, S, 3), as `resize_crop` does it."""
+    if images.shape[1:3] == (size, size):
+        return images
+    return np.stack([resize_crop(Image.fromarray(image), size) for image in images])
+
+
+def normalize(images: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """uint8 (B, S, S, 3) → float32 (B, 3, S, S) with CLIP's mean and standard deviation."""
+    # (x / 255 − mean) / std = −mean / std + x · 1 / (255 std): one pass over memory, not three.
+    pixels = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images)
+    mean, std = (torch.tensor(values, device=pixels.device).repeat(pixels.shape[2])
+                 for values in (MEAN, STD))  # of a whole row: long rows are faster
+    rows = torch.addcmul(-mean / std, pixels.flatten(2), 1 / (255 * std))  # (B, S, 3 S)
+    return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A PIL image of any size and mode → pixels (3, S, S), float32, as the model takes them.
+
+    Turned as its file says (EXIF), which transformers' processor leaves to its user.
+    """
+
+    size: int
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return normalize(resize_crop(rgb(ImageOps.exif_transpose(image)), self.size)[None])[0]
+
+
+def decode(image, size: int) -> tuple[np.ndarray | None, str]:
+    """Bytes, path or array → ((S, S, 3) uint8 or None if it must be skipped, what was odd)."""
+    if image is None:
+        return None, "missing"
+    if isinstance(image, np.ndarray):
+        return resize_crop(Image.fromarray(image), size), ""
+    try:
+        with Image.open(image if isinstance(image, str | Path) else io.BytesIO(image)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                return None, "too large"
+            odd = "animated, first frame taken" if getattr(picture, "n_frames", 1) > 1 else (
+                f"converted from {picture.mode}" if picture.mode != "RGB" else "")
+            picture.draft("RGB", (2 * size, 2 * size))  # a JPEG decodes faster at half its size
+            picture = ImageOps.exif_transpose(picture)  # phones write which side is up
+            return resize_crop(rgb(picture), size), odd
+    except Exception as error:  # decoders raise many kinds for broken files; each is counted
+        return None, "too large" if isinstance(error, Image.DecompressionBombError) else (
+            "truncated" if "truncated" in str(error) else "unreadable")
+
+
+def read_image(path, size: int) -> np.ndarray:
+    """A file → uint8 (S, S, 3). ValueError, in one line, if that can't be."""
+    pixels, why = decode(Path(path), size)
+    if pixels is None:
+        try:
+            open(path, "rb").close()
+        except OSError as error:
+            why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ValueError(f"{path} is no image that can be opened: {why}")
+    return pixels
+
+
+def in_threads(function, items: Iterator, n: int) -> Iterator[list]:
+    """function of every item, n at a time: threads have the next n while the caller has these.
+
+    Decoders are C, which doesn't hold the interpreter's lock: processes are not faster, and those
+    of a caller that was killed would stay.
+    """
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        ahead = pool.map(function, islice(items, n))
+        while found := list(ahead):
+            ahead = pool.map(function, islice(items, n))
+            yield found
+    finally:  # at once, should the caller be stopped
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,1 @@
+"""What a trained CLIP can do: retrieval, zero-shot classification, search."""

@@ -1,0 +1,1 @@
+"""Weights on the disk: a run's own, other projects' read, and a run's exported."""

@@ -1,0 +1,105 @@
+"""A run's weights in another project's format.
+
+    a run's folder ──export──▶ openai | open_clip | hf
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from miniclip.config import ModelConfig
+from miniclip.data.images import MEAN, STD
+from miniclip.files import write_atomically
+from miniclip.tokenizer import read_text
+from miniclip.weights import checkpoint
+from miniclip.weights.names import HF, MERGES, OPENAI, SETTINGS, WEIGHTS, theirs
+
+FORMATS = ("openai", "open_clip", "hf")
+
+
+def export(run: str, path: str, format: str) -> Path:
+    """A run's folder → its weights in another's format, at `path`, which must be new.
+
+    openai: a .pt of tensors, for openai/CLIP's `clip.load`; its `clip.tokenize` knows no vocabulary
+    but CLIP's, so texts go through the run's tokenizer. open_clip: a folder, for `create_model` and
+    `get_tokenizer("local-dir:PATH")`. hf: a folder, for transformers' CLIPModel.from_pretrained.
+    Folders hold the vocabulary too. ValueError for a model that the format has no words for and
+    for a path that is there already; nothing half-written is left behind.
+    """
+    path = Path(path).expanduser()
+    if format not in FORMATS:
+        raise ValueError(f"no format {format!r}; there are {', '.join(FORMATS)}")
+    model, tokenizer, _ = checkpoint.load(run)
+    if path.exists():
+        raise ValueError(f"{path} is there already; name a new one")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: no such folder to write to")
+    check_expressible(model.config, run, format)
+    tensors = {other: part.clone(memory_format=torch.contiguous_format)
+               for name, tensor in model.state_dict().items()
+               for other, part in theirs(name, tensor, HF if format == "hf" else OPENAI).items()}
+    if format == "openai":
+        write_atomically(path, lambda temporary: torch.save(tensors, temporary))
+        return path
+    merges = json.loads(read_text(Path(run).expanduser() / "tokenizer.json"))["merges"]
+    settings = (hf_settings if format == "hf" else open_clip_settings)(model.config)
+    vocabulary = {symbol: i for i, symbol in enumerate(tokenizer.symbols)}
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        building = Path(folder) / path.name
+        building.mkdir()
+        for name, values in settings.items():
+            (building / name).write_text(json.dumps(values, indent=2))
+        (building / "vocab.json").write_text(json.dumps(vocabulary))
+        (building / MERGES[0]).write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+        save_file(tensors, building / WEIGHTS[2 * (format != "hf")], {"format": "pt"})
+        building.rename(path)
+    return path
+
+
+def check_expressible(config: ModelConfig, run: str, format: str):
+    """ValueError, with what would do, for a model that a format has no words for."""
+    if config.stem or config.pool != "cls" or not config.pre_norm:
+        raise ValueError(f"{run} has a stem, mean pooling or no first LayerNorm, unlike models of "
+                         f"{format}; train with --stem , --pool cls --pre-norm true to export")
+    heads = {config.vision_width / config.vision_heads, config.text_width / config.text_heads}
+    if format == "openai" and not (config.quick_gelu and heads == {64}):
+        raise ValueError(f"{run}: openai/CLIP takes QuickGELU and heads of 64 for granted, which "
+                         "this model has not; open_clip and hf can express it")
+
+
+def hf_settings(config: ModelConfig) -> dict[str, dict]:
+    """What transformers reads beside the weights: {file: settings}."""
+    towers = {f"{tower}_config": {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "hidden_act": "quick_gelu" if config.quick_gelu else "gelu"}
+        for tower, width, layers, heads in (
+            ("vision", config.vision_width, config.vision_layers, config.vision_heads),
+            ("text", config.text_width, config.text_layers, config.text_heads))}
+    towers["vision_config"] |= {"image_size": config.image_size, "patch_size": config.patch_size}
+    towers["text_config"] |= {
+        "vocab_size": config.vocab_size, "max_position_embeddings": config.context_length,
+        "bos_token_id": config.vocab_size - 2, "eos_token_id": config.vocab_size - 1}
+    size = config.image_size
+    return {
+        SETTINGS[0]: {"model_type": "clip", "projection_dim": config.embed_dim, **towers},
+        SETTINGS[2]: {
+            "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": size},
+            "crop_size": {"height": size, "width": size}, "image_mean": MEAN, "image_std": STD},
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer",
+                                  "model_max_length": config.context_length}}
+
+
+def open_clip_settings(config: ModelConfig) -> dict[str, dict]:
+    """The same for open_clip."""
+    return {SETTINGS[1]: {"preprocess_cfg": {"mean": MEAN, "std": STD}, "model_cfg": {
+        "embed_dim": config.embed_dim, "quick_gelu": config.quick_gelu,
+        "vision_cfg": {"image_size": config.image_size, "patch_size": config.patch_size,
+                       "width": config.vision_width, "layers": config.vision_layers,
+                       "head_width": config.vision_width // config.vision_heads},
+        "text_cfg": {"context_length": config.context_length, "vocab_size": config.vocab_size,
+                     "width": config.text_width, "layers": config.text_layers,
+                     "heads": config.text_heads, "hf_tokenizer_name": "."}}},  # of this folder
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer"}}

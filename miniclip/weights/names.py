@@ -1,0 +1,53 @@
+"""The names of the same tensors, and of the same files, in three projects.
+
+The same Transformer has three namings: ours, OpenAI's, which open_clip kept (some of its models put
+"text." before the text tower's names), and Hugging Face's, with q, k and v apart and the two
+projections transposed. NAMES holds them side by side.
+"""
+
+import torch
+
+OURS, OPENAI, HF = 0, 1, 2  # columns of NAMES; a name is translated part by part, row by row
+NAMES = (
+    ("vision.class_token", "visual.class_embedding", "vision_model.embeddings.class_embedding"),
+    ("vision.positions", "visual.positional_embedding",
+     "vision_model.embeddings.position_embedding.weight"),
+    ("vision.patches.", "visual.conv1.", "vision_model.embeddings.patch_embedding."),
+    ("vision.norm_pre.", "visual.ln_pre.", "vision_model.pre_layrnorm."),  # Hugging Face's spelling
+    ("vision.blocks.", "visual.transformer.resblocks.", "vision_model.encoder.layers."),
+    ("vision.norm_post.", "visual.ln_post.", "vision_model.post_layernorm."),
+    ("vision.projection", "visual.proj", "visual_projection.weight"),
+    ("text.tokens.", "token_embedding.", "text_model.embeddings.token_embedding."),
+    ("text.positions", "positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    ("text.blocks.", "transformer.resblocks.", "text_model.encoder.layers."),
+    ("text.norm_final.", "ln_final.", "text_model.final_layer_norm."),
+    ("text.projection", "text_projection", "text_projection.weight"),
+    (".norm1.", ".ln_1.", ".layer_norm1."),
+    (".attention.qkv.", ".attn.in_proj_", ".self_attn.{q,k,v}_proj."),
+    (".attention.out.", ".attn.out_proj.", ".self_attn.out_proj."),
+    (".norm2.", ".ln_2.", ".layer_norm2."),
+    (".mlp.0.", ".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.2.", ".mlp.c_proj.", ".mlp.fc2."))
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors",
+           "open_clip_pytorch_model.bin")
+SETTINGS = ("config.json", "open_clip_config.json", "preprocessor_config.json",
+            "processor_config.json")  # the last is transformers 5's
+MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz")
+
+
+def translate(name: str, column: int) -> str:
+    """One of our names in another column of NAMES."""
+    for row in NAMES:
+        name = name.replace(row[OURS], row[column])
+    return name
+
+
+def theirs(name: str, tensor: torch.Tensor, column: int) -> dict[str, torch.Tensor]:
+    """One of our tensors → theirs, by name. They are views: who writes to them writes to ours.
+
+    Hugging Face has q, k and v apart; its projections are nn.Linear, whose weights are (out, in).
+    """
+    other = translate(name, column)
+    if "{q,k,v}" in other:
+        return {other.replace("{q,k,v}", x): part for x, part in zip("qkv", tensor.chunk(3))}
+    return {other: tensor.T if column == HF and name.endswith(".projection") else tensor}

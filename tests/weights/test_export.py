@@ -1,0 +1,132 @@
+"""Runs in other projects' formats: opened by them, and back again without a loss."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_data import smooth
+from small_weights import CLIPS, NARROW, ODD, check_same, inputs, openai_tensors, outputs, write_run
+
+import miniclip
+from miniclip.config import TINY, ModelConfig
+from miniclip.data.images import Transform
+from miniclip.weights import export, pretrained
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize("format", ["open_clip", "hf"])
+@pytest.mark.parametrize("shape", [ODD, NARROW], ids=["odd", "narrow"])
+def test_there_and_back(tmp_path, shape, format, quick_gelu):
+    """Every number, the shape, the GELU and the vocabulary come back as they were."""
+    run = write_run(tmp_path / "run", replace(shape, quick_gelu=quick_gelu))
+    path = export.export(str(run), str(tmp_path / "to"), format)
+    assert path == tmp_path / "to" and sorted(p.name for p in path.iterdir()) == sorted([
+        "merges.txt", "vocab.json", *(
+            ["config.json", "preprocessor_config.json", "tokenizer_config.json",
+             "model.safetensors"] if format == "hf" else
+            ["open_clip_config.json", "open_clip_model.safetensors", "tokenizer_config.json"])])
+    (model, tokenizer, transform), (back, tokens, pixels) = miniclip.load(run), miniclip.load(path)
+    assert back.config == model.config and pixels == transform
+    for a, b in zip(model.state_dict().items(), back.state_dict().items(), strict=True):
+        assert a[0] == b[0] and torch.equal(a[1], b[1])
+    assert torch.equal(tokenizer(["! a dog", "'é"]), tokens(["! a dog", "'é"]))
+    vocabulary = json.loads((path / "vocab.json").read_text())
+    assert [*vocabulary] == tokenizer.symbols
+    assert [*vocabulary.values()] == [*range(len(vocabulary))]
+
+
+def test_openais_format(tmp_path):
+    """A pickle of tensors, by OpenAI's names."""
+    run = write_run(tmp_path / "run", CLIPS)
+    path = export.export(run, tmp_path / "weights.pt", "openai")
+    hf = load_file(export.export(run, tmp_path / "hf", "hf") / "model.safetensors")
+    found, expected = torch.load(path, weights_only=True), openai_tensors(hf)
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[n], t) and found[n].is_contiguous() for n, t in expected.items())
+    (tmp_path / "merges.txt").write_bytes((tmp_path / "hf/merges.txt").read_bytes())
+    pixels, tokens = inputs(CLIPS)
+    check_same(outputs(miniclip.load(path, quick_gelu=True)[0], pixels, tokens),
+               outputs(miniclip.load(run)[0], pixels, tokens), 0)
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_transformers_opens_what_is_exported(tmp_path, quick_gelu):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed here")
+    run = write_run(tmp_path / "run", replace(ODD, quick_gelu=quick_gelu))
+    path = export.export(str(run), str(tmp_path / "hf"), "hf")
+    theirs = transformers.CLIPModel.from_pretrained(path).eval()
+    model, tokenizer, _ = miniclip.load(run)
+    pixels, _ = inputs(ODD)
+    texts = ["! !", "a dog in the snow, far away, and another", "It's"]
+    tokens = tokenizer(texts)
+    with torch.no_grad():
+        expected = {
+            "image": theirs.visual_projection(
+                theirs.vision_model(pixel_values=pixels).pooler_output),
+            "text": theirs.text_projection(theirs.text_model(input_ids=tokens).pooler_output),
+            "logits": theirs(input_ids=tokens, pixel_values=pixels).logits_per_image}
+    check_same(outputs(model, pixels, tokens), expected)
+    ids = transformers.CLIPTokenizer.from_pretrained(path)(texts, truncation=True)
+    for row, found in zip(tokens, ids["input_ids"], strict=True):
+        assert row.tolist()[:len(found)] == found and not row[len(found):].any()
+    processor = transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil
+    image = smooth(50, 41)
+    found = processor.from_pretrained(path)(image, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(Transform(ODD.image_size)(image), found, atol=1e-5, rtol=0)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("changes, format, words", [
+    ({"stem": (8,), "patch_size": 14, "image_size": 28}, "hf", "has a stem, mean pooling or no fi"),
+    ({"pool": "mean"}, "open_clip", "models of open_clip; train with --stem , --pool cls --pre-no"),
+    ({"pre_norm": False}, "openai", "has a stem, mean pooling or no first LayerNorm"),
+    ({"quick_gelu": False}, "openai", "QuickGELU and heads of 64.*open_clip and hf can express it"),
+    ({"vision_heads": 4}, "openai", "QuickGELU and heads of 64"),
+    ({"text_heads": 2}, "openai", "QuickGELU and heads of 64"),
+    ({}, "onnx", "no format 'onnx'; there are openai, open_clip, hf"),
+])
+def test_what_a_format_has_no_words_for(tmp_path, changes, format, words):
+    run = write_run(tmp_path / "run", replace(CLIPS, **changes))
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match=words) as error:
+        export.export(str(run), str(tmp_path / "to"), format)
+    assert "\n" not in str(error.value) and listing(tmp_path) == before
+
+
+def test_the_options_that_are_named_make_a_model_that_can_be_exported(tmp_path):
+    """`--stem ,` is the empty list of channels."""
+    from miniclip.cli import build_parser, chosen
+
+    given = build_parser().parse_args(
+        ["train", "--stem", ",", "--pool", "cls", "--pre-norm", "true", "--vocab-size", "600"])
+    run = write_run(tmp_path / "run", replace(TINY, **chosen(given, ModelConfig)))
+    assert export.export(str(run), str(tmp_path / "to"), "hf").is_dir()
+
+
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_nothing_is_overwritten_or_half_written(tmp_path, monkeypatch, format):
+    run = write_run(tmp_path / "run", CLIPS)
+    for taken in ("file", "folder"):
+        (tmp_path / taken).mkdir() if taken == "folder" else (tmp_path / taken).touch()
+        with pytest.raises(ValueError, match=f"{taken} is there already; name a new one"):
+            export.export(str(run), str(tmp_path / taken), format)
+    with pytest.raises(ValueError, match="gone: no such folder to write to"):
+        export.export(str(run), str(tmp_path / "gone/to"), format)
+    with pytest.raises(ValueError, match="no such run folder"):
+        export.export(str(tmp_path / "none"), str(tmp_path / "to"), format)
+    before = listing(tmp_path)
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pretrained, "save_file", full)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space left"):
+        export.export(str(run), str(tmp_path / "to"), format)
+    assert listing(tmp_path) == before
