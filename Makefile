@@ -55,12 +55,15 @@ figures: $(READY)  ## draw every picture again: README's, benchmarks' and lesson
 	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py --plot
 	MINICLIP_DRAW=1 $(BIN)python -m pytest -q lessons
 
+# One process for each core, each of one thread: most tests are Python's own work.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)python -m pytest -n auto
+
 test: $(READY)  ## every test: tests/ and the lessons, some ten minutes
-	$(BIN)python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 quick: $(READY)  ## what to run before each commit: ruff, and the tests that are not slow
 	$(BIN)python -m ruff check .
-	$(BIN)python -m pytest -q tests -m "not slow" $(ARGS)
+	$(PYTEST) -q tests -m "not slow" $(ARGS)
 
 test-gpu: $(READY)  ## the kernels' tests on a CUDA GPU
 	@$(NEEDS_GPU)

@@ -6,6 +6,7 @@ MINICLIP_DRAW=1 (`make figures`) what was drawn comes back into figures/.
 """
 
 import doctest
+import fcntl
 import os
 import shutil
 import subprocess
@@ -44,15 +45,24 @@ def copy(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(copy):
+def trained(copy, tmp_path_factory):
     """The one model of the lessons: 800 steps on scenes, about a minute.
 
-    While you write a chapter, MINICLIP_LESSONS_RUN=FOLDER takes one trained before instead.
+    While you write a chapter, MINICLIP_LESSONS_RUN=FOLDER takes one trained before instead. Where
+    tests run in several processes, the first trains for all.
     """
     if ready := os.environ.get("MINICLIP_LESSONS_RUN"):
         shutil.copytree(ready, copy / MODEL)
         return
-    subprocess.run(TRAIN, cwd=copy, check=True, stderr=subprocess.DEVNULL)
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"process-{os.getpid()}")
+    shared = tmp_path_factory.getbasetemp().parent / f"lessons-{session}"
+    shared.mkdir(exist_ok=True)
+    with open(shared / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / MODEL / "metrics.json").exists():
+            subprocess.run(TRAIN, cwd=shared, check=True, stderr=subprocess.DEVNULL,
+                           env=os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())})
+    shutil.copytree(shared / MODEL, copy / MODEL)
     if not (HERE.parent / MODEL).exists():
         shutil.copytree(copy / MODEL, HERE.parent / MODEL)
 

@@ -174,8 +174,8 @@ def run_index(arguments):
     print(f"{told['photographs']:,} photographs in {where}: {told['embedded']:,} embedded "
           f"now, {told['moved']:,} moved, {told['removed']:,} removed")
     for path, why in told["unreadable"]:
-        unknown = Path(path).suffix.lower() not in Image.registered_extensions()
-        why += " (it may need: pip install pillow-heif)" * unknown
+        if Path(path).suffix.lower() not in Image.registered_extensions():
+            why += " (it may need: pip install pillow-heif)"
         print(f"  left out, {why}: {plots.shown_name(path, 10**6)}")
 
 
@@ -201,7 +201,8 @@ def run_search(arguments):
 
 def run_export(arguments):
     """miniclip export: a run's weights, as others read them."""
-    path = f"{arguments.run.rstrip('/')}-{arguments.format}{'.pt' * (arguments.format == 'openai')}"
+    ending = ".pt" if arguments.format == "openai" else ""
+    path = f"{arguments.run.rstrip('/')}-{arguments.format}{ending}"
     path = export(arguments.run, arguments.out or path, arguments.format)
     print(plots.shown_name(path, 10**6))
 
@@ -233,7 +234,7 @@ def print_training(metrics: dict, folder: Path):
             f"{style} {score:.1f}" for style, score in held_out.items() if style != "plain"))
         print(f"  right caption against objects swapped (chance 50 %): {found['relations']:.1f} %")
     data = load_config(TrainConfig, folder / "train.json").data
-    photographs = f" --data {quote(data)}" * (data != "shapes")
+    photographs = "" if data == "shapes" else f" --data {quote(data)}"
     print(f"""
 Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:
   miniclip eval {quote(str(folder))} --data {quote(data)} --json    the figures again, for scripts

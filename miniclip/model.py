@@ -4,8 +4,8 @@
                                                       ├─ both on the unit sphere ─▶ scale · I Tᵀ
     tokens (B, L) ─────── TextTransformer ───▶ (B, D) ┘
 
-In the shapes below B is the batch, T a number of tokens, C a width, H heads, D = C / H the width
-of a head; only at the very end D is the width of the shared space.
+In the shapes below B is the batch, T a number of tokens, C the width of a tower, H its heads, and D
+the width of the shared space.
 """
 
 import math
@@ -32,7 +32,7 @@ class Attention(nn.Module):
     (B, T, C) → (B, T, C). With `causal`, token t sees only the tokens up to t.
     """
 
-    def __init__(self, width: int, heads: int, causal: bool):
+    def __init__(self, width: int, heads: int, *, causal: bool):
         super().__init__()
         self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
@@ -40,19 +40,19 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # (B, T, 3, H, D)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, H, T, D)
+        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # (B, T, 3, H, C/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, C/H)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, H, T, C/H)
         return self.out(x.transpose(1, 2).reshape(B, T, C))  # heads side by side again
 
 
 class Block(nn.Module):
     """One pre-norm Transformer block: tokens talk (attention), then each thinks (MLP)."""
 
-    def __init__(self, width: int, heads: int, causal: bool, quick_gelu: bool):
+    def __init__(self, width: int, heads: int, *, causal: bool, quick_gelu: bool):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, causal)
+        self.attention = Attention(width, heads, causal=causal)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width),
@@ -86,7 +86,7 @@ class VisionTransformer(nn.Module):
         self.positions = nn.Parameter(torch.empty(tokens, width))
         self.norm_pre = nn.LayerNorm(width) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*[
-            Block(width, config.vision_heads, False, config.quick_gelu)
+            Block(width, config.vision_heads, causal=False, quick_gelu=config.quick_gelu)
             for _ in range(config.vision_layers)])
         self.norm_post = nn.LayerNorm(width)
         self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
@@ -114,12 +114,13 @@ class TextTransformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         width = config.text_width
-        # Empty, since init_weights or a file fills it: what nn.Embedding draws by itself takes half
-        # a second of every command that loads a model. False: it is trained, too.
-        self.tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, width), False)
+        # Empty, since init_weights or a file fills it. What nn.Embedding draws by itself would take
+        # half a second of every command that loads a model.
+        self.tokens = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, width), freeze=False)
         self.positions = nn.Parameter(torch.empty(config.context_length, width))
         self.blocks = nn.Sequential(*[
-            Block(width, config.text_heads, True, config.quick_gelu)
+            Block(width, config.text_heads, causal=True, quick_gelu=config.quick_gelu)
             for _ in range(config.text_layers)])
         self.norm_final = nn.LayerNorm(width)
         self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
@@ -154,7 +155,9 @@ class CLIP(nn.Module):
         Both towers as openai/CLIP draws its text tower (`initialize_parameters`), convolutions
         as He et al. 2015 (arXiv 1502.01852, section 2.2).
         """
-        normal = lambda tensor, std: tensor.normal_(0, std, generator=generator)  # noqa: E731
+        def normal(tensor, std):
+            tensor.normal_(0, std, generator=generator)
+
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # keeps the variance through a GELU
                 normal(module.weight, math.sqrt(2 / module.weight[0].numel()))

@@ -5,6 +5,7 @@ whenever the same figures are drawn on the same machine.
 import json
 import math
 import os
+import sys
 import textwrap
 import warnings
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from miniclip.data.pairs import Pairs
 from miniclip.files import read_rows, write_atomically
 from miniclip.tasks.features import embed_images, embed_texts
 from miniclip.tasks.zero_shot import class_vectors
+from miniclip.weights import checkpoint
 
 BLUE, ORANGE, GREEN, RED, GRAY = "#3566a8", "#d9822b", "#3a8f4d", "#c23b3b", "#8a8a8a"
 STYLE = {
@@ -150,7 +152,8 @@ def zero_shot_sheet(model, tokenizer, pairs: Pairs, path: Path):
 def show_chances(axis, row, names: list[str], label: int | None = None):
     """Bars of the four likeliest classes; if the right one is known, it is green."""
     top = row.argsort(descending=True)[:4].tolist()
-    colors = [GREEN if i == label else GRAY if label is not None else BLUE for i in top]
+    others = BLUE if label is None else GRAY
+    colors = [GREEN if i == label else others for i in top]
     axis.barh(range(len(top)), row[top].numpy(), color=colors, alpha=0.45)
     axis.set(xlim=(0, 1), ylim=(3.6, -0.8), xticks=[], yticks=[])
     for k, i in enumerate(top):
@@ -234,6 +237,25 @@ def scenes_sheet(path: Path, seed: int = 4):
             axis.set_xlabel(style, fontsize=7)
 
 
+SENTENCES = ("a red car on a street", "a white French bulldog", "an orange bird in the sky",
+             "a purple heart", "a green star above a yellow circle")
+
+
+def found_sheet(model, tokenizer, path: Path, seed: int = 5):
+    """Sentences, each with the scenes that it finds among 2,000 drawn from the seed."""
+    images, _, _ = scenes.generate(2000, seed)
+    features = embed_images(model, fit(images, model.config.image_size))
+    scores = embed_texts(model, tokenizer, list(SENTENCES)) @ features.T  # (sentences, N)
+    with drawing(path, len(SENTENCES), FOUND + 1, grid=False, figsize=(9.6, 6.6),
+                 width_ratios=[2.2, *[1] * FOUND]) as axes:
+        for row, sentence, found in zip(axes, SENTENCES, scores.topk(FOUND).indices.tolist()):
+            row[0].axis("off")
+            lines = textwrap.fill(f"“{sentence}”", 20)
+            row[0].text(0.95, 0.5, lines, va="center", ha="right", fontsize=11)
+            for axis, i in zip(row[1:], found):
+                show(axis, images[i])
+
+
 def draw_results(folder: Path = Path(__file__).parent / "results"):
     """The README's pictures, from the figures that `make record` keeps."""
     scenes_sheet(folder / "scenes.png")
@@ -244,4 +266,8 @@ def draw_results(folder: Path = Path(__file__).parent / "results"):
 
 
 if __name__ == "__main__":
-    draw_results()
+    if sys.argv[1:]:  # a run on `shapes`: the README's first picture
+        run_model, run_tokenizer, _ = checkpoint.load(sys.argv[1])
+        found_sheet(run_model, run_tokenizer, Path(__file__).parent / "results/found.png")
+    else:
+        draw_results()

@@ -124,7 +124,7 @@ def naive_attention(attention, x):
 @pytest.mark.parametrize("heads", [1, 3])
 def test_attention_is_what_the_paper_says(causal, heads):
     torch.manual_seed(0)
-    attention = Attention(12, heads, causal).double()
+    attention = Attention(12, heads, causal=causal).double()
     x = torch.randn(2, 5, 12, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(attention(x), naive_attention(attention, x))
@@ -133,7 +133,7 @@ def test_attention_is_what_the_paper_says(causal, heads):
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_block_normalises_first_and_adds(quick):
     torch.manual_seed(0)
-    block = Block(12, 3, True, quick).double()
+    block = Block(12, 3, causal=True, quick_gelu=quick).double()
     for norm in (block.norm1, block.norm2):  # so that one can't stand for the other
         torch.nn.init.normal_(norm.weight)
     x = torch.randn(2, 5, 12, dtype=torch.float64)

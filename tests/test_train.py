@@ -28,7 +28,7 @@ from miniclip.data import batches, sources
 from miniclip.device import bf16_is_fast, pick_device
 from miniclip.files import read_rows
 from miniclip.model import CLIP
-from miniclip.optim import build_optimizers, schedule
+from miniclip.optim import Muon, build_optimizers, orthogonalized, schedule
 from miniclip.train import Diverged, train
 from miniclip.weights import checkpoint
 
@@ -394,10 +394,42 @@ def test_who_trains_what():
     assert {names[id(p)] for p in only.param_groups[1]["params"]} == matrices
 
 
+def muon_steps(kind, gradients, **settings):
+    """A matrix after three steps of an optimizer of that kind."""
+    matrix = torch.nn.Parameter(torch.ones_like(gradients[0]))
+    optimizer = kind([matrix], lr=0.1, weight_decay=0.01, **settings)
+    for gradient in gradients:
+        matrix.grad = gradient.clone()
+        optimizer.step()
+    return matrix.detach()
+
+
+@pytest.mark.parametrize("shape", [(6, 36), (36, 6), (8, 8)])
+def test_muon_is_pytorchs(shape, monkeypatch):
+    """Bit for bit where bfloat16 is fast; in float32, where it is not, as far as bfloat16 goes."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(3, *shape, generator=generator)
+    expected = muon_steps(torch.optim.Muon, gradients)
+    monkeypatch.setattr("miniclip.optim.bf16_is_fast", lambda device: True)
+    assert torch.equal(muon_steps(Muon, gradients), expected)
+    monkeypatch.setattr("miniclip.optim.bf16_is_fast", lambda device: False)
+    found = muon_steps(Muon, gradients)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+    assert not torch.equal(found, expected)
+
+
+def test_orthogonalized_matrices_have_singular_values_near_1(monkeypatch):
+    monkeypatch.setattr("miniclip.optim.bf16_is_fast", lambda device: False)
+    values = torch.logspace(-2, 0, 20)
+    U, V = (torch.linalg.qr(torch.randn(n, 20, generator=torch.Generator().manual_seed(n)))[0]
+            for n in (30, 20))
+    found = orthogonalized(U * values @ V.T)
+    assert found.dtype == torch.float32 and found.shape == (30, 20)
+    assert torch.linalg.svdvals(found).min() > 0.5 and torch.linalg.svdvals(found).max() < 1.5
+
+
 def test_muon_moves_kernels_as_the_matrices_they_are():
     """The same gradient moves a convolution and a matrix of the same numbers alike."""
-    from miniclip.optim import Muon
-
     generator = torch.Generator().manual_seed(0)
     kernel = torch.nn.Parameter(torch.randn(6, 4, 3, 3, generator=generator))
     matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())

@@ -142,9 +142,21 @@ def draw(path):
         host = [(N, row["host_ms"]) for N, row in rows.items() if "host_ms" in row]
         for axis, points in ((axes[0], host), (axes[1], alone)):
             axis.plot(*zip(*points), ":", color=COLORS[ours], lw=1.5)
-        decorate(figure, axes, record, "\n(dotted: until Python has asked for it)" * bool(host))
+        more = "\n(dotted: until Python has asked for it)" if host else ""
+        decorate(figure, axes, record, more)
         figure.savefig(path.with_suffix(".png"), metadata={"Software": None})  # no version, no date
         plt.close(figure)
+
+
+def digits(x: float) -> str:
+    """Three of them, which is about what two measurements have in common."""
+    return f"{x:.3g}" if x < 1000 else f"{float(f'{x:.3g}'):,.0f}"
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A header and rows, all columns aligned to the right."""
+    header, *rows = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---:"] * len(header), *rows))
 
 
 def table(record, without=()) -> str:
@@ -154,14 +166,33 @@ def table(record, without=()) -> str:
         return "no figures"
     (ours, own), *peers = found.items()
     lines = [["N", f"{ours}, ms", "of peak", "extra MB", *(f"{impl}, ms" for impl, _ in peers)]]
-    lines += [["---:"] * len(lines[0])]
     for N, row in own.items():
-        lines += [[f"{N:,}", f"{row['ms_p50']:.4g}", f"{row['share_of_peak']:.0%}",
-                   f"{row['extra_mb']:,.0f}"]]
+        line = [f"{N:,}", digits(row["ms_p50"]), f"{row['share_of_peak']:.0%}",
+                f"{row['extra_mb']:,.0f}"]
         for _, rows in peers:
             ms = rows[N]["ms_p50"] if N in rows else None
-            lines[-1].append(f"{ms:.4g} ({ms / row['ms_p50']:.2f} ×)" if ms else "—")
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            line.append(f"{digits(ms)} ({ms / row['ms_p50']:.1f} ×)" if ms else "—")
+        lines.append(line)
+    return markdown(lines)
+
+
+PEER_NAMES = {"compile": "`torch.compile`", "memeff": "`memeff`"}
+
+
+def brief_table(record, peers=("compile", "memeff")) -> str:
+    """The columns that decide: our time, share of peak, memory, and how many times as long others
+    take."""
+    found = whole(record)
+    lines = [["N", "miniclip, ms", "share of peak", "extra memory, MB",
+              *(f"{PEER_NAMES[impl]} takes" for impl in peers)]]
+    for N, row in found["miniclip"].items():
+        line = [f"{N:,}", digits(row["ms_p50"]), f"{row['share_of_peak']:.0%}",
+                f"{row['extra_mb']:,.0f}"]
+        for impl in peers:
+            other = found[impl].get(N)
+            line.append(f"{other['ms_p50'] / row['ms_p50']:.1f} ×" if other else "—")
+        lines.append(line)
+    return markdown(lines)
 
 
 def verdict(record) -> str:

@@ -48,7 +48,10 @@ def rgb(image: Image.Image) -> Image.Image:
     what is above 255, and nearly all of it would be white."""
     if image.mode[0] in "IF":
         values = np.asarray(image, np.float32)
-        white = 65535 if image.mode[0] == "I" else 255 if values.max() > 1 else 1
+        if image.mode[0] == "I":
+            white = 65535
+        else:
+            white = 255 if values.max() > 1 else 1
         image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
@@ -93,14 +96,21 @@ def decode(image, size: int) -> tuple[np.ndarray | None, str]:
         with Image.open(image if isinstance(image, str | Path) else io.BytesIO(image)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return None, "too large"
-            odd = "animated, first frame taken" if getattr(picture, "n_frames", 1) > 1 else (
-                f"converted from {picture.mode}" if picture.mode != "RGB" else "")
+            odd = oddity(picture)
             picture.draft("RGB", (2 * size, 2 * size))  # a JPEG decodes faster at half its size
             picture = ImageOps.exif_transpose(picture)  # phones write which side is up
             return resize_crop(rgb(picture), size), odd
     except Exception as error:  # decoders raise many kinds for broken files; each is counted
-        return None, "too large" if isinstance(error, Image.DecompressionBombError) else (
-            "truncated" if "truncated" in str(error) else "unreadable")
+        if isinstance(error, Image.DecompressionBombError):
+            return None, "too large"
+        return None, "truncated" if "truncated" in str(error) else "unreadable"
+
+
+def oddity(picture: Image.Image) -> str:
+    """What is unusual about an image that is kept, or ""."""
+    if getattr(picture, "n_frames", 1) > 1:
+        return "animated, first frame taken"
+    return "" if picture.mode == "RGB" else f"converted from {picture.mode}"
 
 
 def read_image(path, size: int) -> np.ndarray:

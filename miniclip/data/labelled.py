@@ -8,42 +8,63 @@ from miniclip.data import scenes
 from miniclip.data.images import IMAGE_SUFFIXES
 from miniclip.data.sources import SPLIT_NAMES, Source, check_hub, telling, unknown_split
 
+SPLIT_FOLDERS = {"train", "val", "valid", "validation", "test"}
+
 
 def labelled_images(where: str, split: str | None = None, renamed: dict[str, str] | None = None):
     """A labelled set → (iterator of (image, class number), class names).
 
-    where: a folder with one folder of images for each class, perhaps below one for each split; the
-    id of a Hub classification set; or `shapes`, of which it takes combinations held out of
-    training. renamed: {folder or label: a better name}; the others are named as they are, with
-    spaces for underscores. ValueError says what is missing.
+    Args:
+        where: a folder with one folder of images for each class, perhaps below one for each split;
+            the id of a Hub classification set; or `shapes`: combinations held out of training.
+        split: which of the splits, where there are several.
+        renamed: {folder or label: a better name}. The others are named as they are, with spaces
+            for underscores.
+
+    Raises:
+        ValueError: says what is missing.
     """
-    source = Source.find(where)
+    source, renamed = Source.find(where), renamed or {}
     if source.kind == "shapes":
-        if split:
-            raise ValueError("the held-out combinations of shapes have no splits")
-        images, numbers = scenes.held_out_set(20, seed=9)
-        rows, labels = zip(images, numbers.tolist()), scenes.class_names()
+        rows, labels = scene_images(split)
     elif source.kind == "hub":
         rows, labels = hub_images(source, split)
     else:
-        root = Path(source.where)
-        if split and not (root / split).is_dir():
-            raise unknown_split(split, where, (path.name for path in root.iterdir()
-                                               if path.is_dir()))
-        root = root / (split or "")
-        paths = [p for p in root.glob("*/**/*") if p.suffix.lower() in IMAGE_SUFFIXES
-                 and "/." not in f"/{p.relative_to(root)}" and p.is_file()]  # nothing hidden
-        labels = sorted({p.relative_to(root).parts[0] for p in paths})
-        if not labels:
-            raise ValueError(f"{root} needs one folder of images for each class; found none")
-        if set(labels) <= {"train", "val", "valid", "validation", "test"}:
-            raise ValueError(f"{root} holds splits; choose one with --split: {', '.join(labels)}")
-        # In an order that is the same everywhere, and whose first so many are of every class.
-        paths = random.Random(0).sample(sorted(paths), len(paths))
-        rows = ((p, labels.index(p.relative_to(root).parts[0])) for p in paths)
-    if unknown := sorted(set(renamed or {}) - set(labels)):
+        rows, labels = folder_images(Path(source.where), where, split)
+    if unknown := sorted(set(renamed) - set(labels)):
         raise ValueError(f"no class {unknown[0]!r} in {where}; found: {', '.join(labels[:20])}")
-    return iter(rows), [(renamed or {}).get(label, label.replace("_", " ")) for label in labels]
+    return rows, [renamed.get(label, label.replace("_", " ")) for label in labels]
+
+
+def scene_images(split: str | None) -> tuple[Iterator, list[str]]:
+    """Twenty scenes of each colour × shape combination that is held out of training."""
+    if split:
+        raise ValueError("the held-out combinations of shapes have no splits")
+    images, numbers = scenes.held_out_set(20, seed=9)
+    return zip(images, numbers.tolist()), scenes.class_names()
+
+
+def folder_images(root: Path, where: str, split: str | None) -> tuple[Iterator, list[str]]:
+    """A folder for each class. The order is the same everywhere, and every class comes early."""
+    if split and not (root / split).is_dir():
+        raise unknown_split(split, where, (p.name for p in root.iterdir() if p.is_dir()))
+    root = root / (split or "")
+
+    def is_image(path: Path) -> bool:
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
+
+    def label_of(path: Path) -> str:
+        return path.relative_to(root).parts[0]
+
+    paths = sorted(filter(is_image, root.glob("*/**/*")))
+    labels = sorted(set(map(label_of, paths)))
+    if not labels:
+        raise ValueError(f"{root} needs one folder of images for each class; found none")
+    if set(labels) <= SPLIT_FOLDERS:
+        raise ValueError(f"{root} holds splits; choose one with --split: {', '.join(labels)}")
+    paths = random.Random(0).sample(paths, len(paths))
+    return ((path, labels.index(label_of(path))) for path in paths), labels
 
 
 def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
@@ -58,9 +79,8 @@ def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
     if split not in splits:
         raise unknown_split(split, source.where, splits)
     table = splits[split]
-    image, label = (next((name for name, feature in (table.features or {}).items()
-                          if isinstance(feature, kind)), None)
-                    for kind in (datasets.Image, datasets.ClassLabel))
+    image = first_column(table, datasets.Image)
+    label = first_column(table, datasets.ClassLabel)
     if not (image and label):
         raise ValueError(f"{source.where} needs a column of images and one of class labels; "
                          f"found: {', '.join(table.column_names or [])}")
@@ -73,3 +93,11 @@ def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
                 yield (row[image] or {}).get("bytes"), row[label]
 
     return rows(), names
+
+
+def first_column(table, kind) -> str | None:
+    """The name of a table's first column of that kind."""
+    for name, feature in (table.features or {}).items():
+        if isinstance(feature, kind):
+            return name
+    return None

@@ -191,10 +191,17 @@ _TWO = ("{a} {relation} {b}", "{a} {relation} {b} {ground}", "there is {a} {rela
 # fmt: on
 
 
+def side(where: float, low: str, high: str) -> str:
+    """One of the two words, or "" between them; where: in parts of the picture's side."""
+    if where < 0.37:
+        return low
+    return high if where > 0.63 else ""
+
+
 def place(item) -> str:
     """Where in the picture an object is, in words; "" where that could be doubted."""
-    row = "top" if item.y < 0.37 else "bottom" if item.y > 0.63 else ""
-    column = "left" if item.x < 0.37 else "right" if item.x > 0.63 else ""
+    row = side(item.y, "top", "bottom")
+    column = side(item.x, "left", "right")
     if row and column:
         return f"in the {row} {column} corner"
     if row or column:
@@ -211,7 +218,7 @@ def _phrase(rng, item, detail, colour=1.0) -> str:
     known = [word for word in (item.size, item.texture) if word not in ("", "plain")]
     words = [word for word in known if rng.random() < detail]
     if rng.random() < colour:
-        words.append(item.colour + " and white" * (item.kind == "Brittany"))
+        words.append(f"{item.colour} and white" if item.kind == "Brittany" else item.colour)
     dog = item.kind in ("French bulldog", "Brittany") and rng.random() < 0.2
     return _article(" ".join([*words, "dog" if dog else item.kind]))
 

@@ -87,18 +87,30 @@ def classify(images, labels: list[str], loaded, templates=TEMPLATES) -> torch.Te
 
 
 def zero_shot_report(loaded, rows: Iterator, names: list[str], templates=TEMPLATES):
-    """Every image against every class → (figures, confusion (C, C) int64: truth by what was said).
+    """Every image against every class → (figures, confusion (C, C) int64: truth by prediction).
 
-    rows: (image as `decode` takes it, class number), as `labelled_images` gives them. figures:
-    {"top1", "top5", "images", "unreadable", "classes": [{"name", "images", "top1", "top5",
-    "mistaken_for"}, …]}, in percent; only of classes that have images. No confusion (None) of more
-    than 1,000 classes: nobody could look at it, and 10,000 × 10,000 numbers take a gigabyte.
+    Args:
+        loaded: (model, tokenizer, transform), as `miniclip.load` gives them.
+        rows: (image as `decode` takes it, class number), as `labelled_images` gives them.
+        names: of the C classes.
+        templates: of the prompts; {} stands for the name.
+
+    Returns:
+        figures: {"top1", "top5", "images", "unreadable", "classes": [{"name", "images", "top1",
+            "top5", "mistaken_for"}, …]}, in percent, only of classes that have images.
+        confusion: None for more than 1,000 classes: 10,000 × 10,000 numbers take a gigabyte.
     """
     model, tokenizer, transform = loaded
     classes = class_vectors(model, tokenizer, names, templates)
-    truth, said, unreadable = [], [], 0
+    truth, predicted, unreadable = [], [], 0
+
+    def decoded(row):
+        image, label = row
+        pixels, _ = decode(image, transform.size)
+        return pixels, label
+
     with tqdm(unit="image", dynamic_ncols=True) as bar:
-        for batch in in_threads(lambda row: (decode(row[0], transform.size)[0], row[1]), rows, 250):
+        for batch in in_threads(decoded, rows, 250):
             kept = [(pixels, label) for pixels, label in batch if pixels is not None]
             bar.update(len(batch))
             unreadable += len(batch) - len(kept)
@@ -107,22 +119,45 @@ def zero_shot_report(loaded, rows: Iterator, names: list[str], templates=TEMPLAT
             if kept:
                 images = embed_images(model, np.stack([pixels for pixels, _ in kept]))
                 check_finite(images, classes)
-                said.append((images @ classes.T).topk(min(5, len(names))).indices)  # (n, 5)
+                nearest = (images @ classes.T).topk(min(5, len(names))).indices  # (n, 5)
+                predicted.append(nearest)
                 truth += [label for _, label in kept]
     if not truth:
         raise ValueError(f"none of the {unreadable:,} images can be opened")
-    truth, said, C = torch.tensor(truth), torch.cat(said), len(names)
-    hits = (said == truth[:, None]).double()  # (N, 5)
-    pairs = Counter(zip(truth.tolist(), said[:, 0].tolist()))
-    mistakes = sorted((count, -b, a) for (a, b), count in pairs.items() if a != b)
-    mistaken_for = {a: names[-b] for _, b, a in mistakes}  # the last, that is the most frequent
-    confusion = torch.bincount(truth * C + said[:, 0], minlength=C * C).view(C, C) if (
-        C <= DRAWN_CLASSES) else None
+    truth, predicted = torch.tensor(truth), torch.cat(predicted)  # (N,), (N, 5)
+    figures = top_figures(truth, predicted, names) | {"unreadable": unreadable}
+    return figures, confusion_matrix(truth, predicted[:, 0], len(names))
 
-    def figures(rows):
+
+def top_figures(truth: torch.Tensor, predicted: torch.Tensor, names: list[str]) -> dict:
+    """truth (N,), the five nearest classes (N, 5) → accuracy, of all and class by class."""
+    hits = (predicted == truth[:, None]).double()  # (N, 5)
+
+    def accuracy(rows):
         return {f"top{k}": round(100 * hits[rows, :k].amax(1).mean().item(), 2) for k in (1, 5)}
 
-    return {**figures(truth >= 0), "images": len(truth), "unreadable": unreadable, "classes": [
-        {"name": names[c], **figures(truth == c), "images": (truth == c).sum().item(),
-         "mistaken_for": mistaken_for.get(c)}
-        for c in truth.unique().tolist()]}, confusion
+    mistaken_for = most_frequent_mistakes(truth, predicted[:, 0])
+    classes = []
+    for c in truth.unique().tolist():
+        rows = truth == c
+        mistake = mistaken_for.get(c)
+        classes.append({"name": names[c], **accuracy(rows), "images": rows.sum().item(),
+                        "mistaken_for": None if mistake is None else names[mistake]})
+    return {**accuracy(truth >= 0), "images": len(truth), "classes": classes}
+
+
+def most_frequent_mistakes(truth: torch.Tensor, predicted: torch.Tensor) -> dict[int, int]:
+    """{class: the wrong class that it is most often taken for}; of equals the first."""
+    counts = Counter(zip(truth.tolist(), predicted.tolist()))
+    mistakes = {}
+    for (a, b), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0][1])):
+        if a != b:
+            mistakes.setdefault(a, b)
+    return mistakes
+
+
+def confusion_matrix(truth: torch.Tensor, predicted: torch.Tensor, C: int) -> torch.Tensor | None:
+    """(N,), (N,) → counts (C, C), truth by prediction; None for more classes than can be drawn."""
+    if C > DRAWN_CLASSES:
+        return None
+    return torch.bincount(truth * C + predicted, minlength=C * C).view(C, C)

@@ -12,22 +12,37 @@ from safetensors.torch import save_file
 
 from miniclip.config import ModelConfig
 from miniclip.data.images import MEAN, STD
-from miniclip.files import write_atomically
-from miniclip.tokenizer import read_text
+from miniclip.files import read_text, write_atomically
 from miniclip.weights import checkpoint
-from miniclip.weights.names import HF, MERGES, OPENAI, SETTINGS, WEIGHTS, theirs
+from miniclip.weights.names import (
+    HF,
+    HF_CONFIG,
+    HF_PIXELS,
+    HF_WEIGHTS,
+    MERGES,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    OPENAI,
+    theirs,
+)
 
 FORMATS = ("openai", "open_clip", "hf")
 
 
 def export(run: str, path: str, format: str) -> Path:
-    """A run's folder → its weights in another's format, at `path`, which must be new.
+    """A run's folder → its weights in another project's format.
 
-    openai: a .pt of tensors, for openai/CLIP's `clip.load`; its `clip.tokenize` knows no vocabulary
-    but CLIP's, so texts go through the run's tokenizer. open_clip: a folder, for `create_model` and
-    `get_tokenizer("local-dir:PATH")`. hf: a folder, for transformers' CLIPModel.from_pretrained.
-    Folders hold the vocabulary too. ValueError for a model that the format has no words for and
-    for a path that is there already; nothing half-written is left behind.
+    Args:
+        run: a run's folder.
+        path: what is written, and must be new.
+        format: "openai", a .pt of tensors for openai/CLIP's `clip.load` (its `clip.tokenize` knows
+            no vocabulary but CLIP's, so texts go through the run's tokenizer); "open_clip", a
+            folder for `create_model` and `get_tokenizer("local-dir:PATH")`; or "hf", a folder for
+            transformers' `CLIPModel.from_pretrained`. Folders hold the vocabulary too.
+
+    Raises:
+        ValueError: the format can't express the model, or the path exists. Nothing half-written is
+            left behind.
     """
     path = Path(path).expanduser()
     if format not in FORMATS:
@@ -38,14 +53,18 @@ def export(run: str, path: str, format: str) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: no such folder to write to")
     check_expressible(model.config, run, format)
+    column = HF if format == "hf" else OPENAI
     tensors = {other: part.clone(memory_format=torch.contiguous_format)
                for name, tensor in model.state_dict().items()
-               for other, part in theirs(name, tensor, HF if format == "hf" else OPENAI).items()}
+               for other, part in theirs(name, tensor, column).items()}
     if format == "openai":
         write_atomically(path, lambda temporary: torch.save(tensors, temporary))
         return path
     merges = json.loads(read_text(Path(run).expanduser() / "tokenizer.json"))["merges"]
-    settings = (hf_settings if format == "hf" else open_clip_settings)(model.config)
+    if format == "hf":
+        weights, settings = HF_WEIGHTS, hf_settings(model.config)
+    else:
+        weights, settings = OPEN_CLIP_WEIGHTS, open_clip_settings(model.config)
     vocabulary = {symbol: i for i, symbol in enumerate(tokenizer.symbols)}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         building = Path(folder) / path.name
@@ -54,7 +73,7 @@ def export(run: str, path: str, format: str) -> Path:
             (building / name).write_text(json.dumps(values, indent=2))
         (building / "vocab.json").write_text(json.dumps(vocabulary))
         (building / MERGES[0]).write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
-        save_file(tensors, building / WEIGHTS[2 * (format != "hf")], {"format": "pt"})
+        save_file(tensors, building / weights, {"format": "pt"})
         building.rename(path)
     return path
 
@@ -84,8 +103,8 @@ def hf_settings(config: ModelConfig) -> dict[str, dict]:
         "bos_token_id": config.vocab_size - 2, "eos_token_id": config.vocab_size - 1}
     size = config.image_size
     return {
-        SETTINGS[0]: {"model_type": "clip", "projection_dim": config.embed_dim, **towers},
-        SETTINGS[2]: {
+        HF_CONFIG: {"model_type": "clip", "projection_dim": config.embed_dim, **towers},
+        HF_PIXELS: {
             "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": size},
             "crop_size": {"height": size, "width": size}, "image_mean": MEAN, "image_std": STD},
         "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer",
@@ -94,7 +113,7 @@ def hf_settings(config: ModelConfig) -> dict[str, dict]:
 
 def open_clip_settings(config: ModelConfig) -> dict[str, dict]:
     """The same for open_clip."""
-    return {SETTINGS[1]: {"preprocess_cfg": {"mean": MEAN, "std": STD}, "model_cfg": {
+    return {OPEN_CLIP_CONFIG: {"preprocess_cfg": {"mean": MEAN, "std": STD}, "model_cfg": {
         "embed_dim": config.embed_dim, "quick_gelu": config.quick_gelu,
         "vision_cfg": {"image_size": config.image_size, "patch_size": config.patch_size,
                        "width": config.vision_width, "layers": config.vision_layers,

@@ -28,10 +28,12 @@ NAMES = (
     (".norm2.", ".ln_2.", ".layer_norm2."),
     (".mlp.0.", ".mlp.c_fc.", ".mlp.fc1."),
     (".mlp.2.", ".mlp.c_proj.", ".mlp.fc2."))
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors",
-           "open_clip_pytorch_model.bin")
-SETTINGS = ("config.json", "open_clip_config.json", "preprocessor_config.json",
-            "processor_config.json")  # the last is transformers 5's
+
+# Files beside each other in a folder of Hugging Face's or of open_clip's.
+HF_WEIGHTS, HF_CONFIG, HF_PIXELS = "model.safetensors", "config.json", "preprocessor_config.json"
+OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+WEIGHTS = (HF_WEIGHTS, "pytorch_model.bin", OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.bin")
+SETTINGS = (HF_CONFIG, OPEN_CLIP_CONFIG, HF_PIXELS, "processor_config.json")  # transformers 5's
 MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz")
 
 

@@ -221,9 +221,12 @@ def read_shape(tensors: dict, column: int, known: dict) -> ModelConfig:
 
 def check_names(missing: list[str], left: list[str], wrong: list[str]):
     """ValueError that names the first few of each kind, if there are any."""
-    kinds = (("missing", missing), ("left over", left), ("wrong shape", wrong))
-    if told := [f"{kind}: {', '.join(names[:4])}" + f" and {len(names) - 4} more" * (len(names) > 4)
-                for kind, names in kinds if names]:
+    told = []
+    for kind, names in (("missing", missing), ("left over", left), ("wrong shape", wrong)):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            told.append(f"{kind}: {', '.join(names[:4])}{more}")
+    if told:
         raise ValueError(f"not one whole CLIP; {'; '.join(told)}")
 
 

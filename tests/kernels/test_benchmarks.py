@@ -1,9 +1,11 @@
 """The benchmarks of the loss: what they write and draw, and peers that fail; no speed."""
 
+import ast
 import json
 import re
 import sys
 from math import nan
+from pathlib import Path
 
 import bench_clip_loss as benchmark
 import measuring
@@ -271,21 +273,22 @@ def test_tuning_needs_a_gpu(monkeypatch, capsys):
 
 
 def test_the_readmes_figures_of_a_gpu_are_the_recorded_ones():
-    """Both READMEs', and what the prose makes of them."""
+    """Both READMEs', and what the text makes of them."""
     folder = records.RESULTS.parent
     record = json.loads((folder / "results/NVIDIA-H200.json").read_text())
     ours, all_ = ((path / "README.md").read_text() for path in (folder, folder.parent))
-    for line in records.table(record, peers.OURS[1:]).splitlines():
-        assert line in ours and line in all_
+    digits = records.digits
+    assert records.table(record, peers.OURS[1:]) in ours
+    assert records.brief_table(record) in all_
     found = {(row["impl"], row["pass"], row["D"]): row for row in record["rows"]
              if row["N"] == 65536}
     for D in (256, 512, 768, 1024):
         one, both, blocks, registers = (
             found[impl, measuring.PASSES[way], D] for impl, way in (
                 ("miniclip", 0), ("miniclip", 1), ("blocks", 1), ("registers", 1)))
-        assert (f"| {D:,} | {one['ms_p50']:.4g} | {one['share_of_peak']:.0%} | "
-                f"{both['ms_p50']:.4g} | {both['share_of_peak']:.0%} | {both['extra_mb']:.0f} | "
-                f"{blocks['ms_p50']:.4g} | {registers['ms_p50']:.4g} |") in ours
+        assert (f"| {D:,} | {digits(one['ms_p50'])} | {one['share_of_peak']:.0%} | "
+                f"{digits(both['ms_p50'])} | {both['share_of_peak']:.0%} | {both['extra_mb']:.0f} |"
+                f" {digits(blocks['ms_p50'])} | {digits(registers['ms_p50'])} |") in ours
     both, blocks, registers = (
         found[impl, measuring.PASSES[True], 512] for impl in ("miniclip", "blocks", "registers"))
     for name, row in (("hopper", both), ("blocks", blocks), ("triton", registers)):
@@ -293,6 +296,10 @@ def test_the_readmes_figures_of_a_gpu_are_the_recorded_ones():
         assert re.search(rf"\| `{name}` \| \d \|.*\| {share} \|\n", ours)
     assert (f"{both['ms_p50']:.0f} ms and {both['extra_mb']:.0f} MB: "
             f"{100 * both['share_of_peak']:.0f} %") in all_
+    times = [f"{found[impl, measuring.PASSES[True], 512]['ms_p50'] / both['ms_p50']:.1f}"
+             for impl in ("compile", "memeff")]
+    assert (f"65,536 pairs take {both['ms_p50']:.0f} ms, {times[0]} times as\nfast as "
+            f"`torch.compile` and {times[1]} times as fast as `memeff`") in ours
     more = sorted(f"{100 * row['share_of_peak']:.0f}" for row in record["rows"] if row["N"] > 65536
                   and row["impl"] == "miniclip" and row["pass"] == measuring.PASSES[True])
     assert f"({' to '.join(more)} % with more pairs)" in all_
@@ -353,8 +360,25 @@ def test_the_readmes_shares_of_tiles_are_the_recorded_ones(kernel):
     assert sorted(re.findall(r"\d+ %", line)) == sorted(expected)
 
 
+def mistakes_of(name: str) -> list:
+    """The keys of MISTAKES in a neighbouring test, which need not be imported for that."""
+    tree = ast.parse(Path(__file__).with_name(name).read_text())
+    values = {node.targets[0].id: node.value for node in tree.body
+              if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
+    return values["MISTAKES"].keys
+
+
+def test_the_readmes_numbers_of_mistakes():
+    hopper, mutants = (len(mistakes_of(name)) for name in ("test_hopper.py", "test_mutants.py"))
+    text = (records.RESULTS.parent / "README.md").read_text()
+    assert f"Then {mutants} mistakes are put into copies" in text
+    assert f"{hopper} mistakes in copies of this file" in text
+    lesson = (records.RESULTS.parents[1] / "lessons/10_kernel.md").read_text()
+    assert f"and {hopper} copies of it with\none mistake each" in lesson
+
+
 def test_the_readmes_figures_are_the_recorded_ones():
-    """kernels/README.md's tables of CPUs are what kernels/results holds, to the last digit."""
+    """kernels/README.md's tables of CPUs are what kernels/results holds, to three digits."""
     folder = records.RESULTS.parent
     text = (folder / "README.md").read_text()
     names = re.findall(r"\(results/([\w.-]+-threads\.json)\)", text)
@@ -364,6 +388,7 @@ def test_the_readmes_figures_are_the_recorded_ones():
         found = {(r["impl"], r["N"]): r for r in rows if r["pass"] == "forward+backward"}
         for N in (512, 1024, 2048, 4096, 8192):
             ours, dense = found["tiled", N], found["dense", N]
-            line = (f"| {N:,} | {ours['ms_p50']:.4g} | {ours['share_of_peak']:.0%} | "
-                    f"{ours['extra_mb']:.0f} | {dense['ms_p50']:.4g} | {dense['extra_mb']:,.0f} |")
+            line = (f"| {N:,} | {records.digits(ours['ms_p50'])} | {ours['share_of_peak']:.0%} | "
+                    f"{ours['extra_mb']:.0f} | {records.digits(dense['ms_p50'])} | "
+                    f"{dense['extra_mb']:,.0f} |")
             assert line in text

@@ -37,7 +37,8 @@ def build(project: str, folder: Path) -> Path:
     """The wheel of a copy of the project: nothing is built in the repository."""
     copy = folder / "copy"
     for name in ("pyproject.toml", "README.md", "LICENSE", "miniclip", "kernels"):
-        source, ignore = ROOT / name, shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
         if source.is_dir():
             shutil.copytree(source, copy / name, ignore=ignore)
         else:
