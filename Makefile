@@ -54,9 +54,10 @@ figures: $(READY)  ## draw every picture again: README's, benchmarks' and lesson
 	$(BIN)python -m miniclip.plots
 	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py --plot
 	MINICLIP_DRAW=1 $(BIN)python -m pytest -q lessons
+	$(BIN)python -m miniclip.plots runs/lessons
 
 # One process for each core, each of one thread: most tests are Python's own work.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)python -m pytest -n auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)python -m pytest -n auto --dist loadfile
 
 test: $(READY)  ## every test: tests/ and the lessons, some ten minutes
 	$(PYTEST) $(ARGS)

@@ -1,6 +1,6 @@
-"""`miniclip COMMAND …`: what a person types. Settings come from the dataclasses in config.py.
+"""The command line, `miniclip COMMAND …`. Its settings come from the dataclasses in config.py.
 
-Bad input ends in one line that says what is wrong, on standard error, and exit code 2.
+Bad input gives exit code 2 and one line on standard error that says what is wrong.
 """
 
 import argparse
@@ -34,7 +34,7 @@ DRAWN = 100  # images in a sheet, at most
 
 
 def add_settings(parser: argparse.ArgumentParser, kind, title: str):
-    """One option for each field of a dataclass; the default None means: as the preset says."""
+    """Add one option for each field of a dataclass. The default None keeps the preset's value."""
     group = parser.add_argument_group(title)
     for field in fields(kind):
         parse = type(field.default)
@@ -82,7 +82,7 @@ def run_train(arguments):
 
 
 def as_json(arguments, figures) -> bool:
-    """Print them so, if --json asks for it."""
+    """Print the figures as JSON if --json was given. Returns whether it was."""
     if arguments.json:
         print(json.dumps(figures, indent=2))
     return arguments.json
@@ -126,7 +126,7 @@ def run_zero_shot(arguments, loaded):
         loaded, islice(rows, arguments.limit or None), names, arguments.template or TEMPLATES)
     if not as_json(arguments, metrics):
         print_zero_shot(metrics, names)
-    if arguments.plot:  # last, so that a folder that can't be written to costs no figures
+    if arguments.plot:  # last: if it can't be written, the figures are out already
         plots.confusion_picture(confusion, names, arguments.plot)
 
 
@@ -200,7 +200,7 @@ def run_search(arguments):
 
 
 def run_export(arguments):
-    """miniclip export: a run's weights, as others read them."""
+    """miniclip export: write a run's weights in another project's format."""
     ending = ".pt" if arguments.format == "openai" else ""
     path = f"{arguments.run.rstrip('/')}-{arguments.format}{ending}"
     path = export(arguments.run, arguments.out or path, arguments.format)
@@ -278,7 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(function=run_eval)
     add_everyday(commands, common, weights, templates)
 
-    command = commands.add_parser("export", help="write a run's weights as others read them")
+    command = commands.add_parser("export", help="write a run's weights for another project")
     command.add_argument("run", metavar="RUN", help="a run's folder")
     command.add_argument("--format", required=True, choices=FORMATS)
     command.add_argument("--out", metavar="PATH", help="a new name (default RUN-FORMAT)")
@@ -287,7 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_everyday(commands, common, weights, templates):
-    """The commands for a person's own photographs."""
+    """Add the commands that work on a user's own photographs."""
     command = commands.add_parser("classify", parents=[common, templates],
                                   help="which label fits an image")
     command.add_argument("image", nargs="+", metavar="IMAGE")
@@ -302,7 +302,7 @@ def add_everyday(commands, common, weights, templates):
                                   help="make a folder searchable")
     command.add_argument("folder", metavar="DIR")
     command.add_argument("--model", help=f"{MODEL_HELP} (default the one that the index was made "
-                         f"with, and of a new index {DEFAULT_MODEL})")
+                         f"with; for a new index {DEFAULT_MODEL})")
     command.add_argument("--out", metavar="DIR", help="the index's folder (default DIR/.miniclip)")
     command.set_defaults(function=run_index)
 
@@ -322,16 +322,16 @@ MODEL_HELP = "a run's folder, a file of weights or a Hub id"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """→ exit code: 0, 1 for a run that diverged, 2 for bad input, 130 for a stop by Ctrl-C, 141 for
-    a reader that closed the pipe."""
+    """→ exit code: 0 for success, 1 for a run that diverged, 2 for bad input, 130 for Ctrl-C, 141
+    for a pipe that its reader closed."""
     arguments = build_parser().parse_args(argv)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images.py has its own limit
-    sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a sign shows another
+    sys.stdout.reconfigure(errors="replace")  # print "?" for what a terminal can't encode
     try:
         arguments.function(arguments)
         sys.stdout.flush()
         return 0
-    except BrokenPipeError:  # `| head` has seen enough; what is left must not fail again at exit
+    except BrokenPipeError:  # such as `| head`; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
@@ -340,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
     except Diverged as error:
         print(f"miniclip {arguments.command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stop:  # a run that can be resumed has said so
+    except KeyboardInterrupt as stop:  # a run's message says how to resume it
         kept = {"index": "; what was embedded is kept: the same command goes on from there"}
         print(f"\nstopped{str(stop) or kept.get(arguments.command, '')}", file=sys.stderr)
         return 130

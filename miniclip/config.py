@@ -1,4 +1,4 @@
-"""Every setting of a model and of a training run, in two blocks that a reader can see whole.
+"""Every setting of a model and of a training run, in two dataclasses.
 
 `ModelConfig` describes any CLIP, from a tiny one that trains in minutes on a laptop to OpenAI's
 four published Vision Transformers (Radford et al. 2021, arXiv 2103.00020, Table 20).
@@ -16,8 +16,7 @@ def setting(default, help):
 
 
 def check(config, *rules):
-    """ValueError for a setting that breaks a rule: (its name, or several, what fits, what to say).
-    """
+    """ValueError for a setting that breaks a rule. A rule: (names, test of a value, message)."""
     for names, fits, rule in rules:
         for name in names.split():
             if not fits(value := getattr(config, name)):
@@ -83,19 +82,19 @@ class TrainConfig:
     model: str = setting("tiny", "micro, tiny, small, ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px")
     data: str = setting("", "shapes, a folder or a Hub id (empty: $MINICLIP_DATA, else Flickr8k)")
     limit: int = setting(0, "train on the first so many images of the split (0: all)")
-    steps: int = setting(1000, "optimiser steps, fixed in advance: the schedule needs to know")
+    steps: int = setting(1000, "optimiser steps; the learning-rate schedule depends on them")
     batch_size: int = setting(128, "pairs in a batch, N: each sees N-1 negatives")
     learning_rate: float = setting(1e-3, "AdamW's peak rate: gains, biases, embeddings, scale")
     muon_learning_rate: float = setting(0.02, "Muon's peak rate, for every matrix; 0: AdamW's")
     weight_decay: float = setting(0.1, "on matrices; never on gains, biases, embeddings, scale")
     warmup: int = setting(100, "steps of linear warm-up; a cosine to zero follows")
-    clip_norm: float = setting(1.0, "longest gradient, as a norm over all parameters")
+    clip_norm: float = setting(1.0, "largest gradient norm, over all parameters")
     crop: float = setting(0.6, "smallest share of the area in a random crop, about; 1: no crop")
     flip: bool = setting(True, "mirror half of the images; never scenes, whose captions say left")
     jitter: float = setting(0.2, "largest change of contrast, saturation, and brightness (in std)")
     word_dropout: float = setting(0.0, "chance of each caption token to be left out")
     eval_every: int = setting(200, "steps between two evaluations on the validation split")
-    seed: int = setting(0, "of everything random: weights, order, captions, augmentation")
+    seed: int = setting(0, "seed of all randomness: weights, order, captions, augmentation")
 
     def __post_init__(self):
         if self.model not in MODELS:
@@ -116,7 +115,7 @@ TINY = ModelConfig(  # 16 image tokens: small enough for a laptop
     vision_width=192, vision_layers=2, vision_heads=3, pool="mean", pre_norm=False,
     vocab_size=4096, context_length=32, text_width=192, text_layers=1, text_heads=3,
     quick_gelu=False)
-MICRO = replace(  # a fourth convolution for the patch: what a token sees is half the picture wide
+MICRO = replace(  # a fourth convolution: a token's receptive field is half the picture wide
     TINY, embed_dim=128, stem=(16, 32, 64, 128), vision_width=128, vision_heads=2, text_width=128,
     text_heads=2)
 SMALL = replace(TINY, patch_size=8, stem=(64, 128, 256))  # 64 image tokens, wider convolutions
@@ -136,11 +135,11 @@ PRESETS = {  # the photographs' were swept on Flickr8k's validation split, on tw
     # Three times as long needs more augmentation: smaller crops, more colour, words left out.
     "flickr8k-20min": TrainConfig(
         model="small", steps=3700, crop=0.5, jitter=0.3, word_dropout=0.1, eval_every=500),
-    # A third of the images overfits sooner still.
+    # With a third of the images the model overfits even sooner.
     "tiny": TrainConfig(limit=2000, steps=1000, crop=0.5, jitter=0.3, word_dropout=0.1),
     # Captions say left and right and name colours: nothing may be mirrored, moved or tinted. The
-    # narrow model with the deep stem makes 1,700 steps in the time of 1,000 of "tiny" (held-out
-    # combinations 90 -> 94 %); 70 instead of 45 % of single shapes among the scenes: 94 -> 97 %.
+    # narrow model with the deep stem takes 1,700 steps in the time of 1,000 of "tiny" (held-out
+    # combinations 90 -> 94 %). With 70 % instead of 45 % single shapes: 94 -> 97 %.
     "shapes": TrainConfig(
         model="micro", data="shapes", steps=1600, learning_rate=2e-3, weight_decay=0.3, crop=1.0,
         flip=False, jitter=0.0, eval_every=400)}

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto | cpu | cuda | mps → a device that is there; ValueError for one that is not."""
+    """auto | cpu | cuda | mps → an available device; ValueError for one that is not available."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
              "cpu": True}
     there = [device for device, here in found.items() if here]
@@ -26,13 +26,13 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 @contextmanager
 def fast_math(device: torch.device):
-    """The forward pass in bfloat16 where that is fast, and attention as the device likes it."""
+    """Run the forward pass in bfloat16 where that is fast, with the device's fastest attention."""
     bf16 = bf16_is_fast(device)
     attention = nullcontext()
     if bf16 and device.type == "cpu":
         # On sequences this short, PyTorch's flash attention for CPUs takes four times as long in
         # bfloat16 as plain matrix products: half of a training step. (In float32 it takes half as
-        # long.) The plain products stay in bfloat16 only if this switch, not only CUDA's, is on.
+        # long.) This switch keeps the plain products in bfloat16: on CPUs too, despite its name.
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         attention = sdpa_kernel(SDPBackend.MATH)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16), attention:

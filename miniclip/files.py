@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with one clear line when they are wrong."""
+"""Files: written completely or not at all. A bad file gives a one-line error."""
 
 import fcntl
 import json
@@ -18,14 +18,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # on the disk before it takes the name
         os.replace(temporary, path)
-    except RuntimeError as error:  # torch.save's word for a full disk names neither
+    except RuntimeError as error:  # torch.save's error for a full disk says neither
         raise OSError(f"{path} can't be written, is the disk full? ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str):
-    """In one step, so that whoever reads it sees all of the old text or all of the new."""
+    """Write in one step: a reader sees either all of the old text or all of the new."""
     encoded = text.encode("utf-8", "surrogateescape")  # a path may hold bytes that are no UTF-8
     write_atomically(path, lambda temporary: temporary.write_bytes(encoded))
 
@@ -45,7 +45,7 @@ def append_row(path: Path, row: dict):
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Every line of JSON, but a last one that a kill cut short. ValueError for a damaged file."""
+    """Every line of JSON, except a last line cut short by a kill. ValueError for other damage."""
     lines = path.read_text().splitlines() if path.is_file() else []
     for whole in (lines, lines[:-1]):
         with suppress(ValueError):
@@ -57,7 +57,7 @@ def read_rows(path: Path) -> list[dict]:
 def one_writer(folder: Path, command: str):
     """One process at a time writes to a run or an index; ValueError if another one does."""
     with open(folder / "lock", "w") as lock:
-        try:  # not lockf, by which threads of one process would not keep each other out
+        try:  # not lockf: it does not lock out other threads of the same process
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another `miniclip {command}` is writing to {folder}") from None

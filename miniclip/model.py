@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm Transformer block: tokens talk (attention), then each thinks (MLP)."""
+    """One pre-norm Transformer block: attention mixes the tokens, then an MLP acts on each one."""
 
     def __init__(self, width: int, heads: int, *, causal: bool, quick_gelu: bool):
         super().__init__()
@@ -69,7 +69,7 @@ class VisionTransformer(nn.Module):
 
     A convolution with stride = kernel = patch cuts the image into tokens. Small models put a few
     3×3 convolutions before it: "early convolutions help transformers see better" (Xiao et al.
-    2021, arXiv 2106.14881), the more so the fewer the images.
+    2021, arXiv 2106.14881). They help most where images are few.
     """
 
     def __init__(self, config: ModelConfig):
@@ -98,7 +98,7 @@ class VisionTransformer(nn.Module):
         if self.class_token is not None:
             x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = self.blocks(self.norm_pre(x + self.positions))
-        # OpenAI normalises the class token alone; over the mean of all tokens it is the same idea.
+        # OpenAI normalises only the class token. With mean pooling the mean takes its place.
         x = x[:, 0] if self.class_token is not None else x.mean(dim=1)  # (B, C)
         return self.norm_post(x) @ self.projection  # (B, D)
 
@@ -106,16 +106,16 @@ class VisionTransformer(nn.Module):
 class TextTransformer(nn.Module):
     """Token ids (B, L), any L up to the context length → text embeddings (B, D).
 
-    Causal, as GPT is (section 2.4); the embedding is read where the end-of-text token stands, the
-    only one that has seen the whole sentence. That token has the largest id, so `argmax` finds it.
-    What stands behind it cannot change the result.
+    Attention is causal, as in GPT (section 2.4). The embedding is read at the end-of-text token,
+    the only one that has seen the whole sentence. It has the largest id, so `argmax` finds it.
+    Tokens after it cannot change the result.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         width = config.text_width
-        # Empty, since init_weights or a file fills it. What nn.Embedding draws by itself would take
-        # half a second of every command that loads a model.
+        # Empty: init_weights or a file fills it. The random values of nn.Embedding itself would add
+        # half a second to every command that loads a model.
         self.tokens = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, width), freeze=False)
         self.positions = nn.Parameter(torch.empty(config.context_length, width))
@@ -135,7 +135,7 @@ class TextTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and the learnt temperature; empty memory until `init_weights` or a file fills it.
+    """Both towers and the learnt temperature. `init_weights` or a file must fill the weights.
 
     `logit_scale` holds the logarithm of the multiplier, as in OpenAI's and open_clip's models:
     it starts at ln(1/0.07) (section 2.5) and `clamp_scale_` keeps the multiplier ≤ 100.
@@ -152,8 +152,8 @@ class CLIP(nn.Module):
     def init_weights(self, generator: torch.Generator) -> "CLIP":
         """Draw every weight from `generator`.
 
-        Both towers as openai/CLIP draws its text tower (`initialize_parameters`), convolutions
-        as He et al. 2015 (arXiv 1502.01852, section 2.2).
+        Both towers follow openai/CLIP's text tower (`initialize_parameters`). Convolutions follow
+        He et al. 2015 (arXiv 1502.01852, section 2.2).
         """
         def normal(tensor, std):
             tensor.normal_(0, std, generator=generator)

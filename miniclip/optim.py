@@ -13,16 +13,16 @@ NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # coefficients of the quintic, from Jo
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every direction is made about equally long (Jordan et al. 2024).
+    """Momentum, orthogonalised: all directions get about the same length (Jordan et al. 2024).
 
-    The update of a matrix is the momentum's nearest orthogonal matrix, nearly, so that rare
-    directions move as far as frequent ones. The result is that of torch.optim.Muon, which takes no
-    convolutions. A kernel (out, in, k, k) is a matrix as well, (out, in · k · k), which multiplies
-    patches. So each kernel has a second parameter over the same numbers in memory, with a matrix's
-    shape and a gradient of its own.
+    A matrix's update is approximately the orthogonal matrix nearest to its momentum. So rare
+    directions move as far as frequent ones. The result is the same as torch.optim.Muon's, which
+    does not take convolutions. A kernel (out, in, k, k) is also a matrix, (out, in · k · k), which
+    multiplies patches. So each kernel has a second parameter that shares its memory, but has a
+    matrix's shape and its own gradient.
 
-    The products are made in bfloat16 where the device has hardware for it, as in the original. On a
-    CPU without, they would take 30 times as long as in float32, and are made in float32.
+    Products are computed in bfloat16 where the device has hardware for it, as in the original. On
+    other CPUs bfloat16 would take 30 times as long as float32, so float32 is used.
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float,
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """(m, n) → (m, n) with the same singular vectors, and singular values between 0.5 and 1.5.
 
-    A Newton-Schulz iteration: an odd polynomial of a matrix changes its singular values alone. This
+    A Newton-Schulz iteration: an odd polynomial of a matrix changes only its singular values. This
     one drives all of them, small ones too, towards 1 in five steps (Jordan et al. 2024).
     """
     a, b, c = NEWTON_SCHULZ
@@ -73,7 +73,7 @@ def orthogonalized(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
 def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for every matrix that features pass through, AdamW for the rest.
 
-    Only those matrices decay: not gains, biases, embeddings and the scale.
+    Weight decay applies only to those matrices, not to gains, biases, embeddings and the scale.
     """
     matrices, rest = [], []
     for name, parameter in model.named_parameters():

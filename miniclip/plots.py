@@ -1,5 +1,5 @@
-"""Every picture, in one style: white paper, so that it reads in dark mode too, and the same bytes
-whenever the same figures are drawn on the same machine.
+"""Every picture, in one style. The background is white, so it can be read in dark mode too.
+On one machine, the same figures always give the same bytes.
 """
 
 import json
@@ -38,7 +38,7 @@ EVERYDAY = ("dog", "man", "woman", "child", "crowd of people", "bicycle", "car",
 
 
 def save(figure, path):
-    """Whole or not at all; no date, no version inside: the same figure gives the same bytes."""
+    """Write a figure completely or not at all. No date or version: same figure, same bytes."""
     kind = Path(path).suffix[1:].lower() or "png"
     options = {"format": kind, "metadata": METADATA.get(kind)}
     with warnings.catch_warnings():
@@ -59,7 +59,7 @@ def drawing(path, rows: int = 1, columns: int = 1, grid: bool = True, figsize=No
 
 
 def mark(axis, height: float, label: str):
-    """A dashed line at a height that means something, named at its right end."""
+    """A dashed reference line at `height`, with its label at the right end."""
     axis.axhline(height, color=GRAY, ls="--", lw=1)
     axis.text(0.99, height, label, color=GRAY, ha="right", va="bottom",
               transform=axis.get_yaxis_transform())
@@ -105,7 +105,7 @@ def show(axis, image: np.ndarray, frame: str | None = None):
 
 
 def retrieval_sheet(model, tokenizer, pairs: Pairs, path: Path):
-    """Sentences, evenly spaced and not chosen, with the images each finds; the right one framed."""
+    """Evenly spaced captions, not hand-picked, with the images each finds; the right one framed."""
     images = embed_images(model, pairs.images)
     owners = [i * len(pairs) // QUERIES for i in range(QUERIES)]
     queries = [pairs.captions[i][0] for i in owners]
@@ -126,9 +126,9 @@ def retrieval_sheet(model, tokenizer, pairs: Pairs, path: Path):
 
 
 def zero_shot_sheet(model, tokenizer, pairs: Pairs, path: Path):
-    """Images, each with the classes that it is nearest to; the classes are only sentences.
+    """Images, each with its nearest classes, which are only sentences.
 
-    Of generated scenes the truth is known: combinations held out of training, the right one green.
+    Generated scenes show combinations held out of training, and the right class is green.
     """
     if pairs.name.startswith("shapes:"):
         names = scenes.class_names()
@@ -167,12 +167,12 @@ def thumbnail(path, side: int = 320) -> np.ndarray:
         with Image.open(path) as image:
             image.thumbnail((side, side))
             return np.asarray(rgb(ImageOps.exif_transpose(image)))
-    except Exception:  # decoders raise many kinds for what was changed, or broken, since
+    except Exception:  # decoders raise many kinds for changed or broken files
         return np.full((side * 3 // 4, side, 3), 225, np.uint8)
 
 
 def shown_name(path, width: int = 30) -> str:
-    """The end of a path, as a caption; what is no UTF-8 or can't be printed, as question marks."""
+    """The end of a path, as a caption. What can't be decoded or printed becomes question marks."""
     name = os.fsencode(path).decode(errors="replace")
     name = "".join(c if c.isprintable() else "?" for c in name)
     return name if len(name) <= width else f"…{name[1 - width:]}"
@@ -202,7 +202,7 @@ def classified_sheet(images: list, names: list[str], chances, path):
 
 
 def confusion_picture(confusion, names: list[str], path):
-    """(C, C) counts → of each class's images (a row), the share said to be of each class."""
+    """(C, C) counts → for each true class (a row), the share of its images predicted as each."""
     shares = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).numpy()
     side = min(12, 3.5 + 0.22 * len(names))
     with drawing(path, grid=False, figsize=(side + 0.8, side)) as axis:

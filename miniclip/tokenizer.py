@@ -3,16 +3,16 @@
     "A dog's ball"  ──clean──▶  "a dog's ball"  ──words──▶  a | dog | 's | ball
         ──bytes──▶  b a l l·  ──merges──▶  b al l·  ──▶  b all·  ──▶  ball·  ──▶  one id
 
-(`·` stands for the mark `</w>` that closes a word.) BPE starts from single bytes, so that no text
-is ever out of vocabulary, and then glues together, again and again, the two neighbours that are
-most often seen together: frequent words end as one token, rare ones stay in pieces.
+(`·` stands for the mark `</w>` that closes a word.) BPE starts from single bytes, so no text is
+out of vocabulary. Then it repeatedly merges the two neighbours that are most often seen together.
+Frequent words end up as one token; rare words stay in pieces.
 
 Sources: Sennrich et al. 2016 (arXiv 1508.07909, section 3) for BPE on words with an end mark;
 Radford et al. 2019 (GPT-2, section 2.2) for bytes as the alphabet; Radford et al. 2021 (CLIP,
 section 2.4) for lower case and start and end tokens; openai/CLIP, `clip/simple_tokenizer.py`, for
-every convention that decides an id. For the same merges the ids here are the ids there, but for one
-choice: "<|endoftext|>" written in a text is punctuation and letters, as in open_clip, and not the
-end token, so that no text can end itself early.
+every convention that decides an id. The same merges give the same ids, with one exception:
+"<|endoftext|>" in a text is read as punctuation and letters, as in open_clip, not as the end token.
+So no text can end itself early.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CLIP_MERGES = 48_894  # CLIP's file holds more merges than CLIP uses: 49,408 ids
 END_OF_WORD = "</w>"
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 BAD_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
-CACHE_LIMIT = 1 << 17  # chunks of text remembered with their ids: of words, some tens of MB
+CACHE_LIMIT = 1 << 17  # chunks of text whose ids are kept; words take some tens of MB
 
 # A word is the tail of an English contraction, a run of letters, one digit (so that numbers do not
 # fill the vocabulary), or a run of anything else but white space. Texts are lower case by now, but
@@ -68,15 +68,15 @@ def clean(text: str) -> str:
     """
     if not isinstance(text, str):
         raise TypeError(f"a text must be a str, not {type(text).__name__}")
-    # ftfy takes 20 times as long as all the rest, and has nothing to mend in printable ASCII; with
-    # no "&" there is no HTML to unescape, and the only white space is " ". Most captions end here.
+    # ftfy takes 20 times as long as all the rest, and has nothing to fix in printable ASCII.
+    # Without "&" there is no HTML to unescape. The only white space is " ". Most captions end here.
     if text.isascii() and text.isprintable() and "&" not in text:
         return " ".join(text.lower().split())
     return clean_slowly(text)
 
 
 def clean_slowly(text: str) -> str:
-    """What `clean` means, without its shortcut; a test holds the two equal."""
+    """`clean` without its shortcut. A test checks that both give the same text."""
     if lone := LONE.search(text):
         raise ValueError(
             f"lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}: expected valid "
@@ -108,10 +108,10 @@ def word_to_bytes(word: str) -> list[int]:
 def learn_merges(words: dict[str, int], count: int) -> list[str]:
     """Learn up to `count` merges, such as "th e</w>", from words and how often each is seen.
 
-    Each step merges the pair of neighbours with the highest count; of equal counts, the pair with
-    the smallest ids (so the older symbols), which makes the result independent of the order of
-    texts. It stops early when every word is one symbol. Source: Sennrich et al. 2016, algorithm 1,
-    with its hint to index pairs instead of counting anew: a merge only visits words that hold it.
+    Each step merges the pair of neighbours with the highest count. Ties go to the pair with the
+    smallest ids (the older symbols), so the order of the texts does not matter. Learning stops
+    early when every word is one symbol. Source: Sennrich et al. 2016, algorithm 1, with its hint
+    to index the pairs instead of counting them again: a merge only visits words that hold it.
     """
     spelled = [word_to_bytes(word) for word in words]
     weights = list(words.values())
@@ -217,8 +217,8 @@ class Tokenizer:
         """CLIP's own tokenizer: 49,408 ids, context length 77.
 
         `merges_path` is `bpe_simple_vocab_16e6.txt.gz` of openai/CLIP, or the `merges.txt` that the
-        Hugging Face Hub keeps beside CLIP models. CLIP uses its first 48,894 merges.
-        Both start with a header line. ValueError for any other file, OSError for none.
+        Hugging Face Hub keeps beside CLIP models. Both start with a header line, and CLIP uses the
+        first 48,894 merges. ValueError for any other file, OSError for a missing one.
         """
         try:
             header, *lines = read_text(merges_path).splitlines() or [""]
@@ -232,7 +232,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Read what `save` wrote. ValueError where it is another thing; OSError if not there."""
+        """Read what `save` wrote. ValueError for any other file, OSError for a missing one."""
         try:
             saved = json.loads(read_text(path))
             if saved["version"] != 1:
@@ -243,14 +243,14 @@ class Tokenizer:
             raise ValueError(f"{path}: expected {expected}; found: {error!r}") from error
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write version, context_length and merges as JSON: wholly, or not at all."""
+        """Write version, context_length and merges as JSON, completely or not at all."""
         merges = [" ".join(self.symbols[i] for i in pair) for pair in self._merges]
         saved = {"version": 1, "context_length": self.context_length, "merges": merges}
         text = json.dumps(saved, ensure_ascii=False, indent=1)  # one merge a line
         write_text(Path(path), text + "\n")
 
     def _encode_word(self, word: str) -> list[int]:
-        """Merge a word's bytes, always the pair that was learned earliest, until none is known."""
+        """A word's ids: merge the earliest-learned pair of neighbours until no pair is known."""
         ids = word_to_bytes(word)
         while len(ids) > 1:
             pair = min(pairwise(ids), key=lambda pair: self._merges.get(pair, self.vocab_size))
@@ -275,8 +275,8 @@ class Tokenizer:
     def __call__(self, texts: str | list[str]) -> torch.Tensor:
         """Tokens for the text tower: int64 (B, context_length), one row for each text.
 
-        A row is start, the ids, end, and then zeros. A text too long is cut before its end token,
-        which stays. One str is a list of one.
+        A row is start, the ids, end, and then zeros. A text that is too long is truncated, but
+        keeps its end token. One str counts as a list of one.
         """
         texts = [texts] if isinstance(texts, str) else texts
         tokens = torch.zeros(len(texts), self.context_length, dtype=torch.int64)  # (B, L)
@@ -290,7 +290,7 @@ class Tokenizer:
         """The text of ids (a list, or an integer tensor of one row), each word followed by a space.
 
         Nothing is dropped, as in CLIP: start and end appear as `<|startoftext|>`, `<|endoftext|>`,
-        and padding as what id 0 is, a "!". Cut a row at its `end_id` to avoid both. Bytes that are
+        and padding as "!", id 0. Cut a row at its `end_id` to drop end and padding. Bytes that are
         not UTF-8 (part of a character) appear as U+FFFD. ValueError for an id out of range.
         """
         ids = [operator.index(i) for i in ids]

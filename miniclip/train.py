@@ -2,9 +2,9 @@
 
     batch of pairs ─▶ two towers ─▶ clip_loss ─▶ gradient ─▶ Muon and AdamW ─▶ scale ≤ 100
 
-`train` is the whole story, read downwards once; the functions behind it are its footnotes.
-Everything random is a function of the seed and the step. So a run that was stopped or killed can
-be resumed, and on a CPU its weights are the same bit for bit.
+Read `train` from top to bottom; the functions below it hold the details. Everything random is a
+function of the seed and the step. So a run that was stopped or killed can be resumed, and on a CPU
+it ends with the same weights, bit for bit.
 """
 
 import json
@@ -165,8 +165,8 @@ captions.txt, into a folder and set MINICLIP_DATA=/path/to/folder.
 def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
     """→ (training pairs, validation pairs, the configuration with the data's place filled in).
 
-    Where the Hub does not answer, a data set that was not asked for by name is replaced by
-    `shapes`, with a notice; never in the middle of a run.
+    If the Hub does not answer, the default data set is replaced by `shapes`, with a notice. A data
+    set that was asked for by name, or that of a resumed run, is never replaced.
     """
     source, size = Source.find(config.data or None), model_config.image_size
     try:
@@ -179,7 +179,7 @@ def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
         config = replace(config, data="shapes", crop=1.0, jitter=0.0)
         return prepare_data(config, model_config, resume)
     flip = config.flip and source.kind != "shapes"  # captions of scenes say left and right
-    # The place is kept, so that a run can be resumed from anywhere.
+    # The data's place is saved, so a run can be resumed from any directory.
     return pairs, held_out, replace(config, data=source.where, flip=flip)
 
 
@@ -187,8 +187,8 @@ def restore(folder: Path, config: TrainConfig, model: CLIP, optimizers: list,
             progress: dict) -> dict:
     """Put a run's last saved step into model and optimizers → its progress.
 
-    Lines of metrics that were written after that step are removed: those steps are taken again.
-    ValueError where the data are not those that the run was trained on.
+    Metrics that were written after that step are removed: those steps are run again.
+    ValueError if the data are not those that the run was trained on.
     """
     state = checkpoint.load_state(folder)
     model.load_state_dict(state["model"])
@@ -226,7 +226,7 @@ class StopSignal:
 
 
 class Recent:
-    """The steps since the last look at them. Their figures stay on the device until then."""
+    """The steps since the last report. Their figures stay on the device until the next one."""
 
     def __init__(self):
         self.began = time.perf_counter()
@@ -238,7 +238,7 @@ class Recent:
         self.waited += waited
 
     def check_finite(self, done: int):
-        """Diverged if a loss or a gradient of these steps, `done` being the last, was not."""
+        """Raise Diverged if a loss or gradient was not finite. `done`: the last of these steps."""
         rows = torch.stack(self.values).tolist()
         for step, (loss, norm, scale) in enumerate(rows, start=done - len(rows) + 1):
             if not math.isfinite(loss + norm):
@@ -261,7 +261,7 @@ def progress_bar(steps: range) -> tqdm:
 
 
 def in_short(row: dict) -> str:
-    """A line of metrics.jsonl, as it stands behind the progress bar."""
+    """The text beside the progress bar, from a line of metrics.jsonl."""
     return (f"loss {row['loss']:.3f}, scale {row['scale']:.1f}, right {row['accuracy']:.0%}, "
             f"{row['pairs_per_second']:.0f} pairs/s")
 
@@ -284,7 +284,7 @@ def evaluate(folder: Path, model: CLIP, tokenizer: Tokenizer, held_out: Pairs, p
     rounded = [[round(x, 4) for x in row] for row in cosines.tolist()]
     append_row(folder / "similarity.jsonl", {"step": step, "cosines": rounded})
     mean = (metrics["image_to_text"]["R@10"] + metrics["text_to_image"]["R@10"]) / 2
-    if mean >= progress["best"]:  # of equals the last: few images are soon all found
+    if mean >= progress["best"]:  # the last of equals: few images soon give 100 %
         progress.update(best=mean, best_step=step)
         checkpoint.save_weights(model, folder)
     model.train()

@@ -72,6 +72,16 @@ def another_writer():
     return writing_to
 
 
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory):
+    """(model, tokenizer, transform) of an untrained run."""
+    from small_models import write_run
+
+    import miniclip
+
+    return miniclip.load(write_run(tmp_path_factory.mktemp("untrained") / "run"))
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """An empty folder for a test's own data."""

@@ -209,6 +209,7 @@ def test_loading_a_model_loads_no_compiler(run):
     subprocess.run([sys.executable, "-c", code, str(run)], check=True)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(run, tmp_path):
     """`| head` closes the pipe; a terminal without █ shows another sign."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")

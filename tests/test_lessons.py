@@ -56,6 +56,7 @@ def test_the_stub_fails_everywhere(path):
     assert all(hint == "not written yet" for _, hint in rows), rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CHECKS, ids=names)
 def test_known_mistakes_get_their_hint(path):
     checks, solution = check.load(path), check.load(LESSONS / "solutions" / path.name)

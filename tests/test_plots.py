@@ -236,8 +236,8 @@ def test_a_run_gets_its_four_pictures(tmp_path, monkeypatch, model, tokenizer, p
 def test_scenes_sheet(tmp_path, figures):
     twice(tmp_path, plots.scenes_sheet)
     thumbnails = [axis for axis in figures[0].axes if axis.images]
-    assert len(thumbnails) > len(plots.shapes.STYLES)
-    images, captions, _ = plots.shapes.generate(3, 4)
+    assert len(thumbnails) > len(plots.scenes.STYLES)
+    images, captions, _ = plots.scenes.generate(3, 4)
     for axis, image, texts in zip(thumbnails, images, captions, strict=False):
         np.testing.assert_array_equal(axis.images[0].get_array(), image)
         assert " ".join(axis.get_xlabel().split()) in texts

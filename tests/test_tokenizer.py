@@ -155,6 +155,7 @@ def test_known_ids(clip: Tokenizer) -> None:
     assert clip.symbols[0] == "!" and clip.symbols[64] == "a" and clip.symbols[320] == "a</w>"
 
 
+@pytest.mark.slow
 def test_ids_equal_naive_clip(clip: Tokenizer) -> None:
     assert len(set(merges_of(clip))) == 48_894
     for text in HARD_TEXTS:

@@ -70,6 +70,7 @@ def every_step(monkeypatch):
     monkeypatch.setattr("miniclip.train.LOG_EVERY", 1)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(tmp_path, every_step, to_the_end):
     metrics = train(CONFIG, MODEL, tmp_path / "run", device="cpu")
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -113,6 +114,7 @@ def test_it_learns_a_batch_by_heart(tmp_path, every_step):
     assert rows[-1]["loss"] < 0.3 and rows[-1]["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path, every_step, to_the_end):
     for name in ("a", "b"):
         train(CONFIG, MODEL, tmp_path / name, device="cpu")
@@ -187,6 +189,7 @@ def launch(mode, *arguments):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_of_a_save(tmp_path):
     run = ["--run", str(tmp_path / "cut")]
     process = launch("slow", *run, *SMALL, "--steps", "20", "--eval-every", "5")
@@ -204,6 +207,7 @@ def test_sigkill_in_the_middle_of_a_save(tmp_path):
     check_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     process = launch("plain", "--run", str(folder), *SMALL, "--steps", "100000",

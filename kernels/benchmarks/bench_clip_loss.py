@@ -4,17 +4,16 @@
     … --gpu                                          make bench-gpu    miniclip and peers on CUDA
     … --plot                                         make bench-plots  draw the records again
 
-Inputs are N pairs of random unit vectors with D features and the scale 1/0.07 as a tensor; asked
-for are the gradients of all three. "forward" is the forward pass of training: what the backward
-pass needs is kept. Units: ms_p20, ms_p50 and ms_p80 are milliseconds, percentiles of one call's
-time, on a GPU by its own clock and without waiting for Python (`times`); host_ms is how long Python
-takes to ask the GPU for a call, where that might count; extra_mb is the highest memory beyond
-inputs and gradients, in 10⁶ bytes; share_of_peak is 2N²D (forward) or 8N²D operations (both) over
+Inputs are N pairs of random unit vectors with D features, and the scale 1/0.07 as a tensor. The
+gradients of all three are computed. "forward" is the forward pass of training: it keeps what the
+backward pass needs. Units: ms_p20, ms_p50 and ms_p80 are milliseconds, percentiles of one call's
+time, on a GPU by its own clock and without waiting for Python (`times`). host_ms is how long Python
+takes to launch a call on the GPU, where that might matter. extra_mb is the highest memory beyond
+inputs and gradients, in 10⁶ bytes. share_of_peak is 2N²D (forward) or 8N²D operations (both) over
 the median time, over the rate of a large matrix product of the same device in the same run (on a
-CPU in float32). Peers take turns, so that whatever else the machine does meets all of them; what
-one call leaves in the caches, the next finds there. Loss and gradients are compared as well: ours
-have no figures if they are not what the others find. One file per device:
-kernels/results/DEVICE.json.
+CPU in float32). Implementations take turns, so other load on the machine affects all of them alike.
+The caches are not cleared between calls. Loss and gradients are compared as well: ours get no
+figures if their results differ from the others'. One file per device: kernels/results/DEVICE.json.
 """
 
 import argparse
@@ -30,10 +29,10 @@ from peers import CPU_IMPLS, GPU_IMPLS, OURS
 from records import RESULTS, draw, table, verdict, write
 
 CPU_SIZES = (512, 1024, 2048, 4096, 8192)
-GPU_SIZES = (65536, 16384, 4096, 32768, 256, 1024, 8192, 131072)  # what says most goes first
-PEERS_TO = 65536  # the largest N of every implementation, but:
+GPU_SIZES = (65536, 16384, 4096, 32768, 256, 1024, 8192, 131072)  # the most informative first
+PEERS_TO = 65536  # the largest N of every implementation that LARGEST does not name
 LARGEST = {"numpy": 1024, "tiled": 2**13, "blocks": 2**17, "registers": 2**17, "miniclip": 2**20}
-WIDTHS = (256, 768, 1024)  # D, at N = PEERS_TO, of our own alone
+WIDTHS = (256, 768, 1024)  # D, at N = PEERS_TO, only for ours
 
 
 def plan(cuda, sizes, impls):
@@ -56,9 +55,9 @@ def show(row):
 
 
 def benchmark(cuda, sizes, impls, folder) -> Path:
-    """Measure, print and write, step by step: a run that is cut off has lost its last step.
+    """Measure, print and write, step by step: a run that is cut off loses only its last step.
 
-    BrokenDevice as `Cell.attempt` raises it.
+    Raises BrokenDevice as `Cell.attempt` does.
     """
     losses, record = GPU_IMPLS if cuda else CPU_IMPLS, records.machine(cuda)
     path = folder / records.file_name(record["device"])
@@ -68,7 +67,7 @@ def benchmark(cuda, sizes, impls, folder) -> Path:
           f"{'of peak':>8}")
     for N, width, names in plan(cuda, sizes, impls or losses):
         if cuda:
-            torch.compiler.reset()  # every N compiled for itself
+            torch.compiler.reset()  # compile separately for every N
         features = inputs(N, width, cuda)
         cells = [Cell(name, losses[name], both, features)
                  for both in (False, True) for name in names if both or N < ONCE]
@@ -77,7 +76,7 @@ def benchmark(cuda, sizes, impls, folder) -> Path:
             for group in ("torch", "numpy"):
                 if turns := [x for x in cells if (x.impl == "numpy") == (group == "numpy")]:
                     measure(turns, cuda)
-        finally:  # also if the GPU broke down, or somebody stopped it: of whole cells
+        finally:  # write complete cells, also after a broken GPU or an interrupt
             rows = [cell.row(record["peak_tflops"]) for cell in cells
                     if cell.finished or cell.error is not None]
             for row in rows:

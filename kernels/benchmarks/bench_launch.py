@@ -2,11 +2,12 @@
 
     python kernels/benchmarks/bench_launch.py          part of make bench
 
-128 pairs of 64 features on one thread, and a driver that leaves every launch out
-(machine_code.Absent), so that what is timed is the way there: checks, autograd, descriptors, the
+The input is 128 pairs of 64 features, on one thread. The driver skips every launch
+(machine_code.Absent), so only the work before it is timed: checks, autograd, descriptors, the
 choice of a compiled kernel. PyTorch's own products, of 128 × 128, do run: "eager", open_clip's
-formula, is nothing else. Last, both passes of "hopper" as the functions that autograd calls, and as
-the operators that torch.compile takes. Milliseconds, the median of nine rounds.
+formula, consists only of them. The last rows are both passes of "hopper", as the functions that
+autograd calls and as the operators that torch.compile takes. Figures are milliseconds, the median
+of nine rounds.
 """
 
 import statistics
@@ -22,7 +23,7 @@ ROUNDS, CALLS = 9, 100
 
 
 def milliseconds(call) -> float:
-    """Of one call, in the median round."""
+    """Milliseconds of one call, in the median round."""
     found = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()

@@ -3,15 +3,15 @@
     python kernels/benchmarks/machine_code.py 90 bf16 512    Hopper, bfloat16, D = 512
     … 90 bf16 512 BLOCK_N=256 maxnreg=                       with other launch options
 
-The loss and its gradients are called as anybody calls them, on a driver that compiles every launch
-for the GPU and leaves it at that: what Triton makes of the arguments is made here too (a length of
-1 is compiled as a constant, a missing tensor as none).
+The loss and its gradients are called in the usual way. The driver compiles every launch for the GPU
+but does not run it. So Triton specialises the arguments as usual: a length of 1 is compiled as a
+constant, a missing tensor as none.
 
 Prints JSON, a line for each kernel: bytes of shared memory and of machine code, whether there are
-Hopper's (wgmma) or older GPUs' matrix instructions (mma) and copies that nobody waits for (async),
-registers of a thread, and spills: registers put into memory or fetched from there between the first
-matrix product and the last (counted for Hopper only). Of several variants of a kernel (ids, torn
-tiles, one direction) each figure is that of the worst.
+Hopper's (wgmma) or older GPUs' matrix instructions (mma) and asynchronous copies (async), registers
+of a thread, and spills: registers stored to memory or loaded from it between the first matrix
+product and the last (counted for Hopper only). Each figure is the worst of a kernel's variants
+(ids, ragged tiles, one direction).
 """
 
 import json
@@ -38,7 +38,7 @@ CONSTANT = [(1, 1, 0, True, False), (1, 9, 8, False, False), (70, 71, 1, False, 
 
 
 def sizes(architecture, dtype, D):
-    """Whole tiles, or torn ones; once, on Hopper, lengths of 1 too, which are constants."""
+    """Whole tiles, or ragged ones; where "hopper" runs, also lengths of 1, which are constants."""
     if D % 64 == 0:
         return WHOLE
     narrow = architecture // 10 == 9 and dtype.itemsize == 2 and D <= 512
@@ -46,7 +46,7 @@ def sizes(architecture, dtype, D):
 
 
 class Absent:
-    """Triton's driver for a GPU that is not here: every launch is compiled, and left at that."""
+    """Triton's driver for a GPU that is not here: it compiles every launch and runs none."""
 
     def __init__(self, architecture):
         self.target = GPUTarget("cuda", architecture, 32)
@@ -64,12 +64,12 @@ class Absent:
         return self.target
 
     def launcher_cls(self, source, metadata):
-        assert metadata.global_scratch_size == 0, "a launch would need memory that nobody allots"
+        assert metadata.global_scratch_size == 0, "a launch would need memory that is not allocated"
         return lambda *_: None
 
 
 def pretend(architecture):
-    """From here on, in this process: a GPU of this architecture that isn't here."""
+    """From now on, this process acts as if it had a GPU of this architecture."""
     triton.runtime.driver.set_active(Absent(architecture))
     triton_tiles.architecture = lambda device: divmod(architecture, 10)
     triton_hopper.programs = lambda device: 132
@@ -92,13 +92,13 @@ def figures(kernel) -> dict:
 
 
 def worst(variants) -> dict:
-    """Figures of several kernels as those of one: the most of what it needs, all that it has."""
+    """The worst figures of several kernels: the largest need, and only what all of them have."""
     return {key: all(x[key] for x in variants) if isinstance(value, bool)
             else max(x[key] for x in variants) for key, value in variants[0].items()}
 
 
 def changed(usual, changes):
-    """`triton_tiles.launch_options` with other values of what a kernel has; None leaves one out."""
+    """`triton_tiles.launch_options` with some values changed; None removes an option."""
     def launch_options(*arguments):
         options = dict(usual(*arguments))
         for name, value in changes.items():
@@ -128,7 +128,7 @@ def compiled(architecture, dtype, D, changes, sizes):
 
 
 def inputs(dtype, D, sizes):
-    """What a forward pass is given, for each of these sizes."""
+    """The arguments of a forward pass, for each of these sizes."""
     for M, N, offset, both, captions in sizes:
         ids = (torch.arange(M), torch.arange(N)) if captions else (None, None)
         yield (torch.ones(M, D, dtype=dtype), torch.ones(N, D, dtype=dtype), torch.tensor(14.3),

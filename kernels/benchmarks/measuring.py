@@ -19,8 +19,8 @@ from peers import CPU_IMPLS, OURS, TEMPERATURE, TRUSTED
 D = 512  # features, where nothing else is said
 ONCE = 2**20  # N from which on there is one call, forward and backward
 CPU_SECONDS, GPU_SECONDS = 2.0, 0.5  # about as long is spent on each cell, if it is not slow
-LAUNCHES = 0.02  # seconds of a call: longer ones do not wait for Python
-QUEUE = 20  # calls at a time: CUDA takes some thousand launches before it is waited for
+LAUNCHES = 0.02  # seconds of a call: a longer one does not wait for Python
+QUEUE = 20  # calls at a time: CUDA queues about a thousand launches, then the next one waits
 CLOCK = 2e9  # of a GPU, at most
 PASSES = ("forward", "forward+backward")
 FIGURES = ("ms_p20", "ms_p50", "ms_p80", "extra_mb", "share_of_peak")
@@ -37,7 +37,7 @@ def inputs(N, D, cuda):
 
 
 class BrokenDevice(RuntimeError):
-    """After an illegal address, say, every later call of this process fails, for that reason."""
+    """An error, such as an illegal address, after which every call of this process fails."""
 
 
 def check_device(error: str):
@@ -49,7 +49,7 @@ def check_device(error: str):
 
 
 def in_a_line(error) -> str:
-    """How something failed, as a figure's place holds it."""
+    """The error in one line, to be kept in place of figures."""
     return textwrap.shorten(f"{type(error).__name__}: {error}", 160)
 
 
@@ -63,7 +63,7 @@ class Cell:
     features: list  # images, texts (N, D), scale ()
     estimate: float = 0.0  # seconds
     seconds: list[float] = field(default_factory=list)  # of each call
-    host: list[float] = field(default_factory=list)  # the same, until all is asked of the GPU
+    host: list[float] = field(default_factory=list)  # the same, until all is launched
     extra: int = 0  # bytes
     found: list[float | None] = field(default_factory=list)  # the loss, the gradients' norms
     error: str | None = None
@@ -75,9 +75,9 @@ class Cell:
         return [loss, *gradients]
 
     def attempt(self, work, cuda):
-        """A peer may fail in any way, memory included: how, in one line, is then its figure.
+        """Do some work on this cell. If it fails in any way, its figures become a one-line error.
 
-        BrokenDevice if nothing that follows could be measured.
+        Raises BrokenDevice if nothing that follows could be measured.
         """
         if self.error is None:
             try:
@@ -88,7 +88,7 @@ class Cell:
                     check_device(self.error)
 
     def row(self, peak):
-        """As results/DEVICE.json keeps it; peak in TFLOP/s."""
+        """The row that results/DEVICE.json keeps; peak in TFLOP/s."""
         N, D = self.features[0].shape
         row = {"impl": self.impl, "pass": PASSES[self.both],
                "dtype": str(self.features[0].dtype).removeprefix("torch."), "N": N, "D": D}
@@ -104,10 +104,10 @@ class Cell:
 def times(call, count, cuda, launch=0.0) -> list[float]:
     """Seconds of each of `count` calls in a row, by the device's own clock.
 
-    launch: seconds that Python takes to ask for one, at most. For half as long again, for each of
-    them, a GPU is kept busy first: as in training, where the towers' work comes before the loss,
-    and by the time it is done all of the loss has been asked for. What is timed is the loss, not
-    the waiting for Python.
+    launch: the most seconds that Python takes to launch one call. A GPU is first kept busy for 1.5
+    times as long, for each call. This is like training, where the towers' work comes before the
+    loss: by the time it is done, all of the loss has been launched. So the loss is timed, not the
+    wait for Python.
     """
     if not cuda:
         stamps = [time.perf_counter()]
@@ -126,7 +126,7 @@ def times(call, count, cuda, launch=0.0) -> list[float]:
 
 
 def asking(call) -> list[float]:
-    """Seconds that Python takes to ask an idle GPU for a call, five times."""
+    """Seconds that Python takes to launch a call on an idle GPU, five times."""
     torch.cuda.synchronize()
     found = times(call, 5, cuda=False)
     torch.cuda.synchronize()
@@ -134,7 +134,7 @@ def asking(call) -> list[float]:
 
 
 def prepare(cell, cuda):
-    """A first call, in which compilers work, and a second for its memory and rough time."""
+    """A first call, which compiles, and a second for its memory and rough time."""
     N = len(cell.features[0])
     if N < ONCE:
         cell.run()
@@ -153,7 +153,7 @@ def prepare(cell, cuda):
 
 
 def turn(cell, cuda):
-    """One call; on a GPU a third of all calls, after an untimed one that fetches its memory."""
+    """One call; on a GPU a third of all calls, after an untimed one that allocates memory."""
     count, launch = 1, 0.0
     if cuda and cell.estimate < GPU_SECONDS:
         torch.cuda.empty_cache()
@@ -167,7 +167,7 @@ def turn(cell, cuda):
 
 
 def compare(cells):
-    """What was computed, with what the most trusted of them found; of peers a line is all."""
+    """Compare results with the most trusted implementation's; a wrong peer is only reported."""
     named = {(cell.impl, cell.both): cell for cell in cells if cell.error is None}
     for (impl, both), cell in named.items():
         trusted = next((named[name, both] for name in TRUSTED if (name, both) in named), cell)
@@ -185,7 +185,7 @@ def numbers(found) -> str:
 
 
 def measure(cells, cuda):
-    """Fill the cells in, in turns: on a GPU 3, on a CPU from 3 to 50."""
+    """Measure the cells in turns: 3 turns on a GPU, 3 to 50 on a CPU."""
     for cell in cells:
         cell.attempt(prepare, cuda)
     compare(cells)
@@ -220,7 +220,7 @@ def extra_memory(impl, N) -> list[int]:
     Cell(impl, loss, True, inputs(64, D, False)).run()  # from here on threads and operators exist
     features = inputs(N, D, False)
     start, held = peak_memory(), []
-    while peak_memory() == start:  # fill what was held once and given back: it would hide the rest
+    while peak_memory() == start:  # fill memory that was held and freed: it would hide the rest
         held.append(torch.ones(2**18))  # 1 MiB
     before = peak_memory()
     found = loss(*features)
@@ -240,7 +240,7 @@ def memory_elsewhere(impl, N) -> list[int]:
 def ceilings(cuda):
     """What the device can do: TFLOP/s of a matrix product, GB/s read and written by a copy.
 
-    On a GPU as it can for longer than a moment: the second half of half a second counts.
+    On a GPU these are sustained rates: only the second half of half a second counts.
     """
     n, numbers, count = (8192, 2**29, 300) if cuda else (2048, 2**25, 5)
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)

@@ -1,7 +1,7 @@
 """The implementations of the loss that are compared: ours, plain PyTorch's, and other people's.
 
 Each takes images I (N, D), texts T (N, D) and the scale s, a tensor (), and gives the loss (). A
-peer's package is imported where it is called: one that is missing costs its own row only.
+peer's package is imported where it is called: a missing one costs only its own row.
 """
 
 from functools import cache, partial
@@ -22,7 +22,7 @@ def eager(I, T, s):  # noqa: E741
 
 @cache
 def fused(function):
-    """torch.compile with fixed shapes; made at the first use, for its import takes seconds."""
+    """torch.compile with fixed shapes; made at the first use, as its import takes seconds."""
     return torch.compile(function, dynamic=False)
 
 
@@ -47,8 +47,8 @@ def product(A, B):
 class Chunked(torch.autograd.Function):
     """The best that plain PyTorch can do in C × N of memory: 4 products, all of them cuBLAS's.
 
-    exp(S − s) can't overflow for unit vectors; what is done to a chunk between its products is
-    fused by torch.compile (on CUDA).
+    exp(S − s) can't overflow for unit vectors. On CUDA, torch.compile fuses the work on a chunk
+    between its products.
     """
 
     @staticmethod
@@ -110,4 +110,4 @@ GPU_IMPLS = {
     "compile": lambda *features: fused(eager)(*features), "eager": eager, "memeff": memeff,
     "cut-cross-entropy": cut_cross_entropy, "inf-cl": inf_cl, "tiled": CPU_IMPLS["tiled"]}
 OURS = ("miniclip", "blocks", "registers", "tiled")
-TRUSTED = ("chunked", "eager", "dense", "registers")  # the first that is there is compared with
+TRUSTED = ("chunked", "eager", "dense", "registers")  # the first one measured is the standard

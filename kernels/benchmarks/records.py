@@ -26,7 +26,7 @@ STYLE = {  # as the project's other pictures
 
 
 def first_line(*command):
-    """Of a command's output; None where there is no such command, or it fails."""
+    """The first line of a command's output; None if the command is missing or fails."""
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -35,7 +35,7 @@ def first_line(*command):
 
 
 def processor() -> str:
-    """Its name, or where the system tells none its kind; and how many threads are used."""
+    """The processor's name, or its kind if the system gives no name, and the threads in use."""
     told = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", told.read_text()) if told.exists() else []
     return f"{(names or [platform.machine()])[0].strip()}, {torch.get_num_threads()} threads"
@@ -54,12 +54,12 @@ def machine(cuda) -> dict:
 
 
 def file_name(device) -> str:
-    """Of a device's record."""
+    """The file name of a device's record."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", device).strip("-") + ".json"
 
 
 def write(record, path):
-    """A line for each row; the whole file or, if cut off, the one before."""
+    """Write a line for each row. If the write is cut off, the previous file remains."""
     head = json.dumps(record | {"rows": []}, indent=1).removesuffix("]\n}")
     temporary = path.with_suffix(".tmp")
     rows = ",\n  ".join(map(json.dumps, record["rows"]))
@@ -90,7 +90,7 @@ def failures(record) -> str:
 
 
 def decorate(figure, axes, record, more):
-    """Scales, titles, the first of which says `more`, and the two lines that mean something."""
+    """Add scales, titles (`more` ends the first), and two dashed lines for comparison."""
     sizes, dtype = sorted({row["N"] for row in record["rows"]}), record["rows"][0]["dtype"]
     item = getattr(torch, dtype).itemsize  # bytes
     thin = {"ls": "--", "color": GRAY, "lw": 1, "zorder": 1}
@@ -149,7 +149,7 @@ def draw(path):
 
 
 def digits(x: float) -> str:
-    """Three of them, which is about what two measurements have in common."""
+    """x with three digits: about as many as two measurements have in common."""
     return f"{x:.3g}" if x < 1000 else f"{float(f'{x:.3g}'):,.0f}"
 
 
@@ -196,7 +196,7 @@ def brief_table(record, peers=("compile", "memeff")) -> str:
 
 
 def verdict(record) -> str:
-    """What is asked of the tiled backend on a CPU, at the largest N that was measured."""
+    """The tiled backend on a CPU against its target, at the largest N that was measured."""
     found = whole(record)
     both = set(found.get("tiled", ())) & set(found.get("dense", ()))
     if not both:

@@ -4,12 +4,12 @@
     … --features 1024                              make tune-gpu ARGS="--features 1024"
 
 The first candidate of each kernel is what `triton_tiles.launch_options` and `triton_blocks.BLOCK`
-say now; a candidate changes what it names (TILE: the height and width of a square tile). Timed are
-bfloat16 unit vectors, N = 32,768 (`--size`), D = 512 (`--features`): for `sums` the forward pass,
-for `gradient` and `block` the backward pass of "triton" and of "blocks". "hopper sums" and "hopper
-block" are the same passes of "hopper", whose tiles are fixed. share_of_peak counts 2N²D and 6N²D
-operations, over the rate of a large matrix product in the same run. Results are written to
-kernels/results/tiles/DEVICE-D.json, best first. Nothing is changed by itself.
+say now. A candidate changes what it names (TILE: the height and width of a square tile). Inputs are
+bfloat16 unit vectors, N = 32,768 (`--size`), D = 512 (`--features`). `sums` is timed in the forward
+pass, `gradient` and `block` in the backward pass of "triton" and of "blocks". "hopper sums" and
+"hopper block" are the same passes of "hopper", whose tiles are fixed. share_of_peak counts 2N²D and
+6N²D operations, over the rate of a large matrix product in the same run. Results are written to
+kernels/results/tiles/DEVICE-D.json, best first. The script changes no setting of the package.
 """
 
 import argparse
@@ -40,13 +40,13 @@ CANDIDATES = {
     "gradient": [{}, {"num_stages": 2}, {"num_stages": 4}, {"BLOCK_K": 128, "num_stages": 2},
                  {"TILE": 64, "BLOCK_D": 512}, {"TILE": 64}, {"TILE": 64, "num_warps": 4}],
     "hopper sums": [{}], "hopper block": [{}, {"BLOCK": 4096}, {"BLOCK": 16384}]}
-MODULES = {"GROUPS": triton_loss, "BLOCK": triton_blocks}  # settings that are no launch option
+MODULES = {"GROUPS": triton_loss, "BLOCK": triton_blocks}  # settings that are not launch options
 SECONDS = 0.3  # about as long is spent on each candidate
 
 
 @contextmanager
 def settings(kernel, candidate):
-    """Have the kernel launched in the candidate's way; afterwards as before."""
+    """Within this context, the kernel is launched with the candidate's settings."""
     usual, options = triton_tiles.launch_options, dict(candidate)
     before = {name: getattr(module, name) for name, module in MODULES.items()}
     for name in MODULES.keys() & options.keys():
@@ -81,7 +81,7 @@ def calls(I, T, scale):  # noqa: E741
 
 
 def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
-    """Time one candidate; how it fails, if it does (too much shared memory, say), is its result."""
+    """Time one candidate. If it fails (too much shared memory, say), the error is its result."""
     row = {"kernel": kernel, "settings": candidate, "ms_p50": None, "share_of_peak": None}
     try:
         if "hopper" in kernel:
@@ -104,7 +104,7 @@ def try_candidate(kernel, candidate, features, peak, cuda) -> dict:
 def tune(N, D, kernels, folder, cuda=True):
     """Try all candidates of these kernels, print each, and write them all, best first.
 
-    BrokenDevice if one leaves a GPU that takes no more work.
+    Raises BrokenDevice if a candidate leaves the GPU unable to take more work.
     """
     record = machine(cuda)
     rows = record.pop("rows")

@@ -1,10 +1,10 @@
-"""The way into autograd, and into torch.compile.
+"""The connection to autograd and to torch.compile.
 
-From the forward pass to the backward pass go I, T, the scale, and one number for each row and each
-column: no M × N. For torch.compile both passes are operators, which it takes as they are. Called
-without it they are functions: what PyTorch does around an operator would take a tenth of a
-millisecond, as long as the loss of some thousand pairs on a GPU. The backend is chosen within them:
-a compiler can't ask what GPU there is.
+The forward pass saves I, T, the scale, and one number for each row and each column: nothing of
+size M × N. Under torch.compile both passes are custom operators, which the compiler takes as they
+are. Otherwise they are plain functions: PyTorch's overhead for an operator is a tenth of a
+millisecond, as long as the loss of some thousand pairs takes on a GPU. The passes choose the
+backend themselves, because a compiler can't ask which GPU is present.
 """
 
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ from .backends import Labels
 
 
 def without_autocast(device: str):
-    """Entered only where autocast is on, for that takes microseconds."""
+    """A context that turns autocast off; an empty one if it is off, as that saves microseconds."""
     if torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
@@ -25,9 +25,9 @@ def without_autocast(device: str):
 
 def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset: int,  # noqa: E741
             both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """→ loss (), and what the backward pass wants: one number for each row and each column.
+    """→ loss (), and what the backward pass needs: one number for each row and each column.
 
-    ids: image_ids (M,) and text_ids (N,), or nothing.
+    ids: image_ids (M,) and text_ids (N,), or an empty list.
     """
     with without_autocast(I.device.type):
         run = backends.module(backends.choose(backend, I, len(T)))
@@ -52,7 +52,7 @@ backward_operator = torch.library.custom_op(
 
 @forward_operator.register_fake
 def _(I, T, scale, ids, label_offset, both, backend):  # noqa: E741
-    # Not len(I), which would make a number of a size that may change.
+    # Not len(I), which would turn a dynamic size into a constant.
     return (scale.new_empty(()), scale.new_empty(I.shape[:1]),
             scale.new_empty(T.shape[:1] if both else 0))
 
@@ -78,7 +78,7 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         I, T, scale, r, c, *ids = ctx.saved_tensors  # noqa: E741
-        # With gradients on, somebody wants gradients of gradients: the operator refuses those.
+        # Grad mode is on only for gradients of gradients. The operator refuses those.
         compiled = torch.compiler.is_compiling() or torch.is_grad_enabled()
         run = backward_operator if compiled else backward
         dI, dT, ds = run(upstream, [I, T, scale, r, c], ids, *ctx.settings)

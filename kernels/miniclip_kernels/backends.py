@@ -1,12 +1,12 @@
-"""Which backends there are, which one runs where, and what each is told.
+"""The backends, the choice among them, and their common interface.
 
 A backend is a module with two functions:
 
     forward(I, T, scale, labels)                   → loss (), r (M,), c (N,) (or (0,) for rows)
     backward(upstream, I, T, scale, r, c, labels)  → dI (M, D), dT (N, D), ds ()
 
-To add one: write the module, name it in MODULES, say in `check` what it can't take, and add its
-name to the tests of parity. `best` says when "auto" takes it.
+To add one: write the module, name it in MODULES, refuse in `check` what it can't take, and add its
+name to the parity tests. `best` decides when "auto" uses it.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # once, for torch.compile can't look
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # once: torch.compile can't look
 TRITON = ("triton", "blocks", "hopper")  # need the package triton
 MODULES = {"triton": "triton_loss", "blocks": "triton_blocks", "hopper": "triton_hopper",
            "tiled": "tiled", "numpy": "numpy_loss"}
@@ -26,12 +26,12 @@ BACKENDS = ("auto", *TRITON, "tiled", "dense", "numpy")
 
 TRITON_FEATURES = 2048  # D, at most
 HOPPER_FEATURES = 512  # D, at most: a block of I has to fit into shared memory
-FEW_OPERATIONS = 2**28  # M·N·D up to which one launch more costs more than it saves
-FEW_FEATURES = 64  # D up to which trips to memory cost more than the product that they save
+FEW_OPERATIONS = 2**28  # up to this M·N·D, one more launch costs more than it saves
+FEW_FEATURES = 64  # up to this D, storing G costs more than the product that it saves
 
 
 class Labels(NamedTuple):
-    """Which pairs are true, and which count: what every backend is told beside I, T and s."""
+    """Which pairs are true and which entries count: an argument of every backend."""
 
     label_offset: int  # column i + label_offset belongs to row i
     both: bool  # both directions, or rows only
@@ -69,7 +69,7 @@ def choose(backend: str, features: Tensor, N: int) -> str:
 
 
 def best(features: Tensor, N: int) -> str:
-    """About the fastest for these M features and N others, as measured on an H200."""
+    """The fastest backend, or nearly, for these M features and N others, as measured on an H200."""
     M, D = features.shape
     if not (features.is_cuda and HAS_TRITON):
         return "tiled"
@@ -88,10 +88,10 @@ def best(features: Tensor, N: int) -> str:
 
 @cache
 def has_hopper(device) -> bool:
-    """Whether this version of Triton takes "hopper"; if not, that is said, once.
+    """Whether this version of Triton can run "hopper"; if not, warn once.
 
     "hopper" is written in Gluon, which is experimental: another version may not import or compile
-    it. Compiled is the smallest launch there is.
+    it. The test is to run the smallest possible input.
     """
     try:
         features = torch.ones(1, 16, dtype=torch.bfloat16, device=device)
@@ -100,7 +100,7 @@ def has_hopper(device) -> bool:
         _, r, c = hopper.forward(features, features, scale, labels)
         hopper.backward(scale, features, features, scale, r, c, labels)
         return True
-    except Exception as error:  # Triton's compiler has many kinds
+    except Exception as error:  # Triton's compiler raises many kinds
         import triton
 
         reason = " ".join(str(error).split())[:200]
@@ -111,7 +111,7 @@ def has_hopper(device) -> bool:
 
 
 def check(backend: str, features: Tensor):
-    """ValueError, in one line, where a backend of Triton's can't take these features."""
+    """Raise ValueError, in one line, if a Triton backend can't take these features."""
     if not HAS_TRITON:
         raise ValueError(f"backend {backend!r} needs the package triton: not installed")
     from .triton_tiles import INTERPRETED, architecture
@@ -125,7 +125,7 @@ def check(backend: str, features: Tensor):
             raise ValueError("backend 'hopper' needs a GPU of compute capability 9 (H100, H200)")
         return
     refused = [torch.float64]
-    if INTERPRETED:  # its product takes the bits of bfloat16 for integers
+    if INTERPRETED:  # its product reads the bits of bfloat16 as integers
         refused.append(torch.bfloat16)
     if features.dtype in refused:
         raise ValueError(f"backend {backend!r} takes no {dtype} here; tiled, dense and numpy do")

@@ -1,4 +1,4 @@
-"""Bad input of `clip_loss`: one clear line for everything that can't give a loss."""
+"""Input checks of `clip_loss`: an error of one clear line for everything that can't give a loss."""
 
 from numbers import Real
 
@@ -56,7 +56,7 @@ def check_scale(logit_scale):
             raise ValueError("logit_scale must be a float or a tensor of one floating-point "
                              f"number; got {tuple(logit_scale.shape)}, {logit_scale.dtype}")
         if logit_scale.device.type != "cpu" or torch.compiler.is_compiling():
-            return  # to look would be to wait for the GPU, or to break the graph
+            return  # reading it would wait for the GPU, or break the graph
         logit_scale = logit_scale.item()
     elif not isinstance(logit_scale, Real) or isinstance(logit_scale, bool):
         raise ValueError(f"logit_scale must be a float or a tensor, not {logit_scale!r}")
@@ -69,7 +69,7 @@ def check_scale(logit_scale):
 def check_ids(image_features, text_features, image_ids, text_ids):
     """→ (image_ids, text_ids) as contiguous int64, or (None, None).
 
-    Where only one is given it stands for both.
+    If only one is given, it is used for both.
     """
     if image_ids is None and text_ids is None:
         return None, None

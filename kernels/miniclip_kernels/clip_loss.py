@@ -7,9 +7,9 @@ towards the diagonal (Radford et al. 2021, arXiv 2103.00020, Figure 3):
 
     L = ½ (mean_i [logsumexp_j S_ij − S_ii] + mean_j [logsumexp_i S_ij − S_jj])
 
-What is computed stands in `reference` (the equations), `tiled` (PyTorch), `triton_loss` (the
-kernels), `triton_blocks` (another backward pass) and `triton_hopper` (both passes for one kind of
-GPU). `backends` chooses among them, `checks` refuses bad input, `autograd` is the way into PyTorch.
+The computation is in `reference` (the equations), `tiled` (PyTorch), `triton_loss` (the kernels),
+`triton_blocks` (another backward pass) and `triton_hopper` (both passes for one kind of GPU).
+`backends` chooses among them, `checks` refuses bad input, `autograd` connects them to PyTorch.
 """
 
 import torch
@@ -34,12 +34,12 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
         direction: "both" (M = N, offset 0); or "rows", images among texts only (M ≤ N), as for a
             GPU's own rows against the columns gathered from all GPUs.
         image_ids: int64 (M,), which image a row comes from. See text_ids.
-        text_ids: int64 (N,), which image a column comes from. Where both are equal, and it is not
-            the labelled pair, the entry is left out of both denominators: another caption of the
-            same image is no wrong answer. One of them stands for both if M = N.
+        text_ids: int64 (N,), which image a column comes from. An entry whose two ids are equal is
+            left out of both denominators, unless it is the labelled pair: another caption of the
+            same image is not a wrong answer. If M = N, one of the two arguments is enough.
         backend: one of
 
-            | name     | runs on                                      | products | keeps of M × N |
+            | name     | runs on                                      | products | M × N storage  |
             | -------- | -------------------------------------------- | -------- | -------------- |
             | "triton" | CUDA; CPU with TRITON_INTERPRET=1; D ≤ 2048  | 5 or more | nothing       |
             | "blocks" | the same                                     | 4        | up to 128 MiB  |
@@ -48,19 +48,20 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
             | "dense"  | any device: plain PyTorch                    | 3        | all of it      |
             | "numpy"  | CPU, float64: the reference                  | 3        | all of it      |
 
-            or "auto": on CUDA from compute capability 8.0 on "triton" if D ≤ 64 or M·N·D ≤ 2²⁸
-            (724 pairs of 512 features), else "hopper" or, where that can't run, "blocks";
-            elsewhere "tiled". A backend that is named and can't run raises.
+            or "auto". On CUDA with compute capability 8.0 or higher, "auto" is "triton" if D ≤ 64
+            or M·N·D ≤ 2²⁸ (724 pairs of 512 features). Above, it is "hopper", or "blocks" where
+            "hopper" can't run. Elsewhere it is "tiled". A named backend that can't run raises.
 
     Returns:
-        The loss, a scalar in float32 (float64 for float64), computed so under autocast too.
+        The loss, a scalar in float32 (float64 for float64 features), under autocast too.
 
     Raises:
-        ValueError: in one line, for what does not fit.
+        ValueError: for invalid input, with a message of one line.
 
-    Gradients are of first order and of one loss at a time (for torch.func and more: "dense"). The
-    same input on the same device gives the same bits. For features far from unit length, |S| above
-    some 10⁴, the gradients of "triton" have few correct digits; take "blocks" or "tiled".
+    Only first-order gradients of one loss at a time are supported; for torch.func and more use
+    "dense". The same input on the same device gives the same bits. For features far from unit
+    length (|S| above about 10⁴) gradients of "triton" have few correct digits; use "blocks" or
+    "tiled".
 
     Source: Radford et al. 2021, arXiv 2103.00020, section 2.3 and Figure 3.
     """
@@ -80,13 +81,13 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
 
 
 class ClipLoss(nn.Module):
-    """The loss as a module, called as open_clip's class of the same name is.
+    """The loss as a module, with the call signature of open_clip's class of the same name.
 
-    With world_size > 1 every process holds M pairs, numbered rank · M onwards, and
-    torch.distributed is initialised: each compares its own rows with the columns of all, both ways
-    round, and the gradient flows back to the process that a column came from. The mean over the
-    processes is the loss of the whole batch (open_clip's local_loss with gather_with_grad, the only
-    way here; M is the same everywhere).
+    With world_size > 1, torch.distributed must be initialised. Every process holds M pairs,
+    numbered from rank · M; M is the same in all. Each process compares its own images with all
+    texts, and its own texts with all images. The gradient flows back to the process that a column
+    came from. The mean over the processes is the loss of the whole batch. (This is open_clip's
+    local_loss with gather_with_grad, the only mode here.)
     """
 
     def __init__(self, *, rank: int = 0, world_size: int = 1, backend: str = "auto"):
@@ -97,8 +98,8 @@ class ClipLoss(nn.Module):
                 output_dict=False):
         """(M, D), (M, D), multiplier → scalar, or {"contrastive_loss": scalar}.
 
-        logit_bias, a number added to every similarity, is what softmax does not see: no effect, and
-        a gradient of zero, which DistributedDataParallel waits for.
+        logit_bias, a number added to every similarity, has no effect: softmax cancels it. It gets a
+        gradient of zero, since DistributedDataParallel waits for one.
         """
         logit_scale = logit_scale if logit_bias is None else logit_scale + 0 * logit_bias
         if self.world_size == 1:
@@ -106,7 +107,7 @@ class ClipLoss(nn.Module):
         else:
             from torch.distributed.nn.functional import all_gather
 
-            # Before anything travels: whoever fails later leaves the others waiting.
+            # Before any collective: a process that fails later leaves the others waiting.
             check_name(self.backend)
             check_input(image_features, text_features, logit_scale, 0, "both")
             offset = self.rank * len(image_features)

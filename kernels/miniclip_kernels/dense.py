@@ -1,4 +1,4 @@
-"""Plain PyTorch, M × N matrices kept for the backward pass: what most people run."""
+"""Plain PyTorch, as most people run it. It keeps M × N matrices for the backward pass."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 def dense_loss(I, T, scale, labels):  # noqa: E741
     """The loss (), through PyTorch's own autograd.
 
-    Call backward() outside autocast, as PyTorch asks: inside, its own products would be rounded.
+    Call backward() outside autocast, as PyTorch asks. Inside, the backward products are rounded.
     """
     with torch.autocast(I.device.type, enabled=False):
         S = scale * (I @ T.T).to(scale.dtype)  # (M, N); sums of exponentials need float32

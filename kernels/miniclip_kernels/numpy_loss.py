@@ -12,7 +12,7 @@ def forward(I, T, scale, labels):  # noqa: E741
 
 
 def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
-    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ()."""
     _, *gradients = run(I, T, scale, labels)
     return tuple((upstream * found.to(upstream)).to(given)
                  for found, given in zip(gradients, (I, T, scale)))

@@ -1,13 +1,13 @@
-"""The truth: loss and gradients in float64 NumPy, written from the equations and for the eye.
+"""The reference: loss and gradients in float64 NumPy, written to be read beside the equations.
 
-Nothing here is fast and nothing is clever: S, both softmaxes and ∂L/∂S are whole matrices, so that
-every other backend can be compared with what stands on paper. Notation as in `clip_loss`; δ_ij is 1
-where text j belongs to image i, that is where j = i + label_offset.
+The code is neither fast nor clever. S, both softmaxes and ∂L/∂S are whole matrices, as in the
+equations. Every other backend is compared with it. Notation as in `clip_loss`; δ_ij is 1 where
+text j belongs to image i, that is where j = i + label_offset.
 
     L = ½ (1/M Σ_i [r_i − S_il(i)] + 1/N Σ_j [c_j − S_jj])        direction "both" (M = N, l(i) = i)
     L =    1/M Σ_i [r_i − S_il(i)]                                 direction "rows"
 
-with r_i = log Σ_j exp S_ij and c_j = log Σ_i exp S_ij, sums over all entries that are not left out.
+with r_i = log Σ_j exp S_ij and c_j = log Σ_i exp S_ij. Both sums skip the entries left out by ids.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def labels(M: int, N: int, label_offset: int) -> np.ndarray:
 
 
 def logsumexp(S: np.ndarray, axis: int) -> np.ndarray:
-    """log Σ exp S along one axis, with the largest term taken out: exp never exceeds 1."""
+    """log Σ exp S along one axis. The maximum is subtracted first, so exp never exceeds 1."""
     top = S.max(axis=axis, keepdims=True)
     return (top + np.log(np.exp(S - top).sum(axis=axis, keepdims=True))).squeeze(axis)
 

@@ -1,14 +1,14 @@
 """The loss tile by tile in plain PyTorch: any device, any float, memory linear in M + N.
 
 A tile of S (TILE × TILE, at most 1 MiB in float32: it stays in a core's cache) is computed, used
-and forgotten. Two passes over the tiles:
+and discarded. There are two passes over the tiles:
 
     forward    r_i, c_j   log-sum-exps of rows and columns, merged tile by tile      1 product
     backward   G = P + Q − 2δ from S, r and c;  dI += G T,  dT += Gᵀ I               3 products
 
 (P, Q and δ as in `reference`; with direction "rows" G = P − δ.) That is 4 matrix products where
-plain PyTorch needs 3, and from some two thousand pairs on still faster: what plain PyTorch loses is
-a dozen trips of M × N numbers to memory and back.
+plain PyTorch needs 3. From about two thousand pairs on it is still faster: plain PyTorch moves
+M × N numbers to memory and back a dozen times.
 """
 
 import torch
@@ -38,7 +38,7 @@ def forward(I, T, scale, labels):  # noqa: E741
 
 
 def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
-    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ()."""
     label_offset, both = labels.label_offset, labels.both
     directions = 2 if both else 1
     dI, dT = (torch.zeros_like(x, dtype=scale.dtype, memory_format=torch.contiguous_format)
@@ -53,7 +53,7 @@ def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
         dT[columns].addmm_(G.T, I[rows].to(G.dtype))
     factor = upstream / (len(I) * directions)
     ds = torch.zeros_like(scale)  # Σ G ∘ I Tᵀ = Σ_i ⟨(G T)_i, I_i⟩
-    for i in range(0, len(I), TILE):  # some rows at a time, for vecdot keeps all its products
+    for i in range(0, len(I), TILE):  # some rows at a time: vecdot stores all its products
         ds += torch.linalg.vecdot(dI[i:i + TILE], I[i:i + TILE].to(dI.dtype)).sum()
     ds *= factor
     return dI.mul_(scale * factor).to(I.dtype), dT.mul_(scale * factor).to(T.dtype), ds

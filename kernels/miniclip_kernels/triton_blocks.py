@@ -1,9 +1,9 @@
-"""The backward pass in 4 products: G in bounded blocks of memory, times T and I by cuBLAS.
+"""A backward pass for 4 products in all: cuBLAS multiplies bounded blocks of G by T and I.
 
-`triton_loss` needs 5 products, and 7 or more where D is wide, because registers hold the sums of a
-slice of either dI or dT, so that every tile of S is computed once for each. Here a tile is computed
-once more in all. What G it gives is written to a block of BLOCK × BLOCK entries, 128 MiB and always
-the same, and ordinary matrix products read it from there, twice:
+`triton_loss` needs 5 products, and 7 or more where D is wide. Its registers hold the sums of one
+slice of dI or dT, so it computes every tile of S once for each slice. Here the backward pass
+computes a tile only once. It writes the tile's G to a block of BLOCK × BLOCK entries, 128 MiB that
+every block of S reuses. Ordinary matrix products then read the block twice:
 
               columns: BLOCK texts
             ┌──────────────┬───────            block_kernel   G₀₀ from I₀, T₀, r₀, c₀ → memory
@@ -12,14 +12,15 @@ the same, and ordinary matrix products read it from there, twice:
             │              │
             ├──────────────┼───────
 
-The sums are float32: one for the rows of a block, one for all texts. Why blocks this large, and
-square: each addition to a sum is a trip of it to memory and back, so the sums travel N / BLOCK
-times; and a product with BLOCK terms has enough to do for each trip of G (Liger's cross-entropy for
-Hopper keeps 1,024 rows of a vocabulary in this way). A last kernel makes dI and dT of the sums.
-Memory beyond inputs and gradients: a block and 4D(N + BLOCK) bytes. Below some D the trips of G (6
-bytes an entry) last longer than the product that they save: `backends.best` has the limit.
+The sums are float32: one for the rows of a block, one for all texts. Blocks are large and square
+for two reasons. Each addition reads a sum from memory and writes it back, N / BLOCK times in all.
+And a product with BLOCK terms does enough work for each read of G. (Liger's cross-entropy for
+Hopper keeps 1,024 rows of a vocabulary in this way.) A last kernel computes dI and dT from the
+sums. Memory beyond inputs and gradients: a block and 4D(N + BLOCK) bytes. Below some D the memory
+traffic of G (6 bytes an entry) takes longer than the product that it saves: `backends.best` has
+the limit.
 
-The forward pass, G's equation and where its precision is are those of `triton_loss`.
+The forward pass, the equation of G and its precision are those of `triton_loss`.
 """
 
 import torch
@@ -45,13 +46,13 @@ from .triton_tiles import (
     tile_and_options,
 )
 
-BLOCK = 64 if INTERPRETED else 8192  # rows, columns of a block; of 32 bits half the columns
-GROUP = tl.constexpr(8)  # rows of tiles that are walked together: what they read stays in the cache
+BLOCK = 64 if INTERPRETED else 8192  # rows, columns of a block; half the columns for 32 bits
+GROUP = tl.constexpr(8)  # rows of tiles that run together: what they read stays in the cache
 
 
 @triton.jit
 def grouped_order(number, M, N, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """The corner (row, column) of the tile of that number, GROUP rows of tiles at a time."""
+    """The corner (row, column) of the tile with this number: GROUP rows of tiles at a time."""
     across = tl.cdiv(N, WIDTH)
     group, within = number // (GROUP * across), number % (GROUP * across)
     rows_of_tiles = tl.minimum(tl.cdiv(M, HEIGHT) - group * GROUP, GROUP)
@@ -114,7 +115,7 @@ def add_product(total, A, B, first):
 
 
 def scaled(sums, A, dA, scale, upstream, weight):
-    """sums (M, D) of G B → dA (M, D), which is written, and its share of ds, in parts (…,)."""
+    """Write dA (M, D) from the sums (M, D) of G B → its share of ds, in parts (…,)."""
     (M, D), wide = sums.shape, triton.next_power_of_2(sums.shape[1])
     rows = 2048 // wide
     shares = sums.new_empty(cdiv(M, rows))
@@ -125,7 +126,7 @@ def scaled(sums, A, dA, scale, upstream, weight):
 
 
 def write(block, I, T, scale, r, c, labels):  # noqa: E741
-    """One block of BOOST · G, from its own rows of I, T, r and c, and its own labels."""
+    """Fill a block with BOOST · G, from its own rows of I, T, r and c and its own labels."""
     tile, options = tile_and_options("block", I, T)
     with on(I):
         block_kernel[cdiv(len(I), tile.HEIGHT) * cdiv(len(T), tile.WIDTH),](
@@ -135,9 +136,9 @@ def write(block, I, T, scale, r, c, labels):  # noqa: E741
 
 
 def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
-    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ().
+    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ().
 
-    write: what fills a block of G; `triton_hopper` has its own.
+    write: the function that fills a block of G; `triton_hopper` has its own.
     """
     A, B, (M, D), N = aligned(I), aligned(T), I.shape, len(T)  # cuBLAS takes any I, T
     weight = mean_weight(labels, M, N) / boost(I.dtype)

@@ -1,7 +1,7 @@
 """Both passes over S for Hopper, warp-specialised: one producer, two consumers in ping-pong.
 
-`triton_loss.sums_kernel` and `triton_blocks.block_kernel` leave to the compiler what a warp does
-when. Here it is written down, in Gluon, the language below Triton's. A program fills one
+In `triton_loss.sums_kernel` and `triton_blocks.block_kernel` the compiler decides what each warp
+does and when. Here the code decides, in Gluon, the language below Triton's. A program fills one
 multiprocessor. It has three roles, which run at the same time:
 
     producer     ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒ …   one warp: loads T into the pipeline
@@ -9,15 +9,15 @@ multiprocessor. It has three roles, which run at the same time:
     consumer 1            ███S₁███░exp░   ███S₃███  another: the tensor cores always have work
 
 (Warp specialisation and ping-pong scheduling are those of FlashAttention-3, Shah et al. 2024,
-arXiv 2407.08608, §3.1.) A block of I, all D features of it, stays resident in shared memory for
-its whole row of tiles, so that only T is loaded: half of what a tile of 128 × 128 reads otherwise.
-Beside the 128 KiB of it (D = 512) there is room for a pipeline of four stages, each 128 × 64 of T;
-and, in `block_kernel`, for four quarters of a tile of G, two for each consumer, on their way out.
+arXiv 2407.08608, §3.1.) A block of I, with all its D features, stays resident in shared memory for
+its whole row of tiles. So only T is loaded: half of what a tile of 128 × 128 reads otherwise. The
+block takes 128 KiB (D = 512). That leaves room for a pipeline of four stages, each 128 × 64 of T.
+In `block_kernel` four quarters of a tile of G fit as well, two for each consumer to store from.
 
 Producer and consumers wait for each other at mbarriers in shared memory. A barrier has phases. A
-phase ends when enough have arrived and all bytes that were announced are there. To wait for parity
-p is to wait until a phase of that parity is over. A fresh barrier counts as having one of parity 1
-behind it: the first time round, the producer finds every stage empty.
+phase ends when all expected arrivals have come and all announced bytes are there. A wait for parity
+p returns when a phase of that parity has ended. A fresh barrier acts as if a phase of parity 1 had
+just ended: in the first round, the producer finds every stage empty.
 
     pipeline.full[stage]    producer → consumer    the stage is loaded             its bytes
     pipeline.empty[stage]   consumer → producer    the stage has been multiplied   1 arrival
@@ -25,12 +25,12 @@ behind it: the first time round, the producer finds every stage empty.
     resident.empty          both → producer        it is no longer needed          2 arrivals
     order[consumer]         consumer → consumer    my product is issued: you next  1 arrival
 
-Without `order` the consumers would not alternate. Worse: a consumer that waits for the second use
-of a stage, before the first has come, sees the parity that it waits for. It would multiply what is
-not there.
+Without `order` the consumers would not alternate. Worse, a consumer could wait for the second use
+of a stage before its first load has arrived. It would then see the parity that it waits for, and
+multiply data that is not there.
 
-`triton_loss` tells what is computed and where the precision is, `triton_blocks` what becomes of a
-block of G. tests/helpers/gluon_on_cpu.py runs this file without a GPU.
+`triton_loss` explains the equations and their precision, `triton_blocks` how a block of G is used.
+tests/helpers/gluon_on_cpu.py runs this file without a GPU.
 """
 
 from functools import cache, partial
@@ -56,7 +56,7 @@ TILE_LAYOUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 1
 QUARTER_LAYOUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 16]))
 SUMS_LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))  # one column for each thread
 
-# The same in both languages.
+# The same functions, compiled as Gluon.
 leave_out = gluon.jit(triton_tiles.leave_out.fn)
 softmax_gradient = gluon.jit(triton_tiles.softmax_gradient.fn)
 
@@ -68,7 +68,7 @@ class Work(NamedTuple):
     blocks: Any  # of I, in all
     step: Any
     first_tile: Any
-    last_tile: Any  # the first that is not its own
+    last_tile: Any  # exclusive
 
 
 class Resident(NamedTuple):
@@ -80,7 +80,7 @@ class Resident(NamedTuple):
 
 
 class Pipeline(NamedTuple):
-    """Parts of T on their way from the producer to the consumers."""
+    """The stages that pass T from the producer to the consumers."""
 
     buffers: Any  # shared memory (STAGES, BLOCK, BLOCK_K)
     full: Any  # a barrier for each stage
@@ -88,7 +88,7 @@ class Pipeline(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Where G leaves by."""
+    """The output of G: its descriptor and the buffers that it is stored from."""
 
     G: Any  # a tensor descriptor (M, N), in tiles (BLOCK, WIDTH)
     buffers: Any  # shared memory (4, BLOCK, WIDTH): two quarters for each consumer
@@ -123,7 +123,7 @@ def producer(I, T, work, resident, pipeline):  # noqa: E741
 
 @gluon.jit
 def product(resident, pipeline, order, first_load, CONSUMER: gl.constexpr):
-    """A tile of I Tᵀ, (BLOCK, BLOCK) float32, from the loads with the number first_load and on."""
+    """A tile of I Tᵀ, (BLOCK, BLOCK) float32, from K_BLOCKS loads, the first of them first_load."""
     K_BLOCKS: gl.constexpr = resident.buffers.shape[0]
     STAGES: gl.constexpr = pipeline.buffers.shape[0]
     S = gl.full([BLOCK, BLOCK], 0.0, gl.float32, TILE_LAYOUT)
@@ -136,7 +136,7 @@ def product(resident, pipeline, order, first_load, CONSUMER: gl.constexpr):
                                  is_async=True)
         S = hopper.warpgroup_mma_wait(1, deps=[S])
         mbarrier.arrive(pipeline.empty.index((load - 1) % STAGES), pred=k > 0)
-    mbarrier.arrive(order.index(1 - CONSUMER))  # all is issued: the other may issue
+    mbarrier.arrive(order.index(1 - CONSUMER))  # all is issued: the other consumer may issue
     S = hopper.warpgroup_mma_wait(0, deps=[S])
     mbarrier.arrive(pipeline.empty.index((first_load + K_BLOCKS - 1) % STAGES))
     return S
@@ -167,7 +167,7 @@ def sums_consumer(work, resident, pipeline, order, pairs, scale, room, row_sums,
                               pairs.image_ids, pairs.text_ids, RAGGED)
                 E = gl.exp2(S - shift)
                 row_sum += gl.sum(E, 1)
-                if BOTH:  # nobody else writes this line, nor the other consumer these columns
+                if BOTH:  # no other program writes this line, nor the other consumer these columns
                     columns = tile * BLOCK + gl.arange(0, BLOCK, SUMS_LAYOUT)
                     line = column_sums + gl.cast(gl.program_id(0), gl.int64) * pairs.N
                     gl.atomic_add(line + columns, gl.convert_layout(gl.sum(E, 0), SUMS_LAYOUT),
@@ -198,7 +198,7 @@ def gradient_consumer(work, resident, pipeline, order, pairs, scale, r, c, outpu
             turns += 1
             if tile < work.last_tile:
                 first_column = tile * BLOCK
-                c_here = ()  # loaded before the product, for it comes from far away
+                c_here = ()  # loaded before the product, to hide the latency
                 for q in gl.static_range(4):
                     columns = first_column + q * WIDTH + column
                     inside = (columns < pairs.N) & BOTH
@@ -222,9 +222,9 @@ def gradient_consumer(work, resident, pipeline, order, pairs, scale, r, c, outpu
 @gluon.jit
 def epilogue(S, scale, r, c, pairs, first_row, first_column, G, buffer, BOTH: gl.constexpr,
              RAGGED: gl.constexpr, BOOST: gl.constexpr):
-    """A quarter of a tile of I Tᵀ → BOOST · G, which is stored while the next quarter is made.
+    """A quarter of a tile of I Tᵀ → BOOST · G, stored while the next quarter is computed.
 
-    The scale is loaded again: else the compiler would make all quarters before the first store.
+    Each quarter loads the scale again. Otherwise the compiler computes all before the first store.
     """
     row = gl.arange(0, BLOCK, gl.SliceLayout(1, QUARTER_LAYOUT))
     column = gl.arange(0, WIDTH, gl.SliceLayout(0, QUARTER_LAYOUT))
@@ -233,7 +233,7 @@ def epilogue(S, scale, r, c, pairs, first_row, first_column, G, buffer, BOTH: gl
                   pairs.image_ids, pairs.text_ids, RAGGED)
     distance = first_row + pairs.label_offset - first_column
     entries = BOOST * softmax_gradient(S, row, column, distance, r, c, True, BOTH)
-    tma.store_wait(1)  # the quarter before the last has left: its buffer is free
+    tma.store_wait(1)  # the last store but one is done: its buffer is free
     buffer.store(entries.to(G.dtype))
     hopper.fence_async_shared()
     tma.async_copy_shared_to_global(G, [first_row, first_column], buffer)
@@ -244,7 +244,7 @@ def epilogue(S, scale, r, c, pairs, first_row, first_column, G, buffer, BOTH: gl
 
 @gluon.jit
 def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
-    """Fresh barriers, each of which waits for so many arrivals."""
+    """COUNT fresh barriers, whose phases take ARRIVALS arrivals each."""
     made = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for which in gl.static_range(COUNT):
         mbarrier.init(made.index(which), count=ARRIVALS)
@@ -312,13 +312,13 @@ def block_kernel(I, T, scale, pairs, r, c, G, K_BLOCKS: gl.constexpr,  # noqa: E
 
 @cache
 def programs(device):
-    """As many as there are multiprocessors: a program fills one."""
+    """The number of programs that run at once: one fills a multiprocessor."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache
 def grid(M, N, most):
-    """(groups, splits) of programs, so that the one with the most tiles has as few as possible."""
+    """The grid (groups, splits) in which the program with the most tiles has the fewest."""
     blocks, tiles = cdiv(M, ROWS), cdiv(N, ROWS)
 
     def tiles_of_one(splits):
@@ -336,13 +336,13 @@ def tile_layout(dtype, width):
 
 
 def in_tiles(matrix, width=DEPTH):
-    """A descriptor of which tiles (ROWS, width) are loaded or stored."""
+    """A descriptor that loads or stores tiles (ROWS, width) of the matrix."""
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [ROWS, width],
                             tile_layout(matrix.dtype, width))
 
 
 def options_for(I, M, N, labels):  # noqa: E741
-    """What both kernels are compiled for."""
+    """The compile-time arguments that both kernels share, and their warps."""
     K_BLOCKS = cdiv(I.shape[1], DEPTH)
     return {"K_BLOCKS": K_BLOCKS, "STAGES": 4 if K_BLOCKS > 4 else 8, "BOTH": labels.both,
             "RAGGED": bool(M % ROWS or N % ROWS), "num_warps": 4}

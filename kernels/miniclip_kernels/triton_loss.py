@@ -1,6 +1,6 @@
 """The loss in Triton: similarities and symmetric cross-entropy fused, M × N never in memory.
 
-What is to be computed (notation of `clip_loss`; δ_ij = 1 where text j belongs to image i)
+The equations (notation of `clip_loss`; δ_ij = 1 where text j belongs to image i)
 
     S = s · I Tᵀ                        r_i = log Σ_j exp S_ij          c_j = log Σ_i exp S_ij
     L = ½ (mean_i r_i + mean_j c_j) − mean_i S_ii
@@ -9,7 +9,7 @@ What is to be computed (notation of `clip_loss`; δ_ij = 1 where text j belongs 
 
 With direction "rows" there is no c: G = exp(S − r) − δ, and 1/M stands for 1/2N.
 
-Three kernels. Each walks over S in tiles that live in registers and are forgotten at once:
+There are three kernels. Each computes S in tiles that stay in registers and are then discarded:
 
                  columns: texts                 sums      one pass, 1 product. A program owns every
             ┌──────┬──────┬──────┬──────┐                 `groups`-th block of rows, in one of
@@ -29,26 +29,27 @@ Three kernels. Each walks over S in tiles that live in registers and are forgott
                                                           programs exchange I and T, for dT: S
                                                           becomes Sᵀ.
 
-For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products, with two slices 7; the least without
-keeping S is 4, which is what `triton_blocks` needs.
+For D ≤ BLOCK_D that makes 1 + 2 + 2 = 5 matrix products, with two slices 7. The minimum without
+keeping S is 4, which `triton_blocks` reaches.
 
-Where the precision is. Products of 16-bit features are exact in float32, sums, logarithms and
-accumulators are float32, the exponentials base 2 (the hardware's own). G is formed in float32, its
-diagonal's 1 subtracted *before* the cast to the features' type: after it, a probability of 0.99
-would leave 0.01 with an error of 17 %. Factors (s, 1/N, what comes from above) are applied to the
-accumulator at the very end; in float16 G is cast 1,024 times too large (`boost`).
+Precision. Products of 16-bit features are exact in float32. Sums, logarithms and accumulators are
+float32. Exponentials are base 2 (the hardware's own). G is formed in float32, and the 1 on its
+diagonal is subtracted *before* the cast to the features' type. Subtracted after the cast, a
+probability of 0.99 would leave 0.01 with an error of 17 %. Factors (s, 1/N, the upstream gradient)
+are applied to the accumulator at the very end. In float16, G is cast 1,024 times too large
+(`boost`).
 
-Without maxima. exp S may overflow. For unit vectors S ≤ s is known beforehand, so a fixed shift can
-be taken out of every exponential, 2^(S' − shift) with S' = S · log₂e: as much as keeps the largest
-possible sum at 2^120, and no more, since what is taken out of a float32 costs its last bits; up to
-s = 72 at N = 65,536 it is nothing at all. Nothing is lost as long as a sum is not below 2^−80 (a
-term that is flushed to zero is below 2^−126). With s = 100 and N = 65,536 that fails for a row
-whose best cosine is below −0.28; and for vectors far from unit length sums may overflow. `finish`
-sees either in the sum itself, and does that block of rows or columns again with a running maximum,
-on the spot: nobody waits for the GPU to know.
+No maxima. exp S may overflow. For unit vectors S ≤ s is known beforehand, so a fixed shift can be
+subtracted from every exponent: 2^(S' − shift) with S' = S · log₂e. The shift is just large enough
+to keep the largest possible sum at 2^120, since a larger one would cost the exponent more of its
+last bits. Up to s = 72 at N = 65,536 the shift is 0. Nothing is lost as long as a sum is not below
+2^−80 (a term that is flushed to zero is below 2^−126). With s = 100 and N = 65,536 that fails for a
+row whose best cosine is below −0.28. For vectors far from unit length, sums may overflow. `finish`
+detects both in the sum itself, and recomputes that block of rows or columns at once with a running
+maximum. The host does not have to wait for the GPU.
 
-Tile sizes stand in `triton_tiles.launch_options`. No code of another project was copied. The README
-beside this package tells what was learnt from others: column sums in the pass of the row sums, no
+Tile sizes are in `triton_tiles.launch_options`. No code of another project was copied. The README
+beside this package says what was learnt from others: column sums in the pass of the row sums, no
 floating-point atomics between programs, no probabilities dropped, wide tiles.
 """
 
@@ -78,9 +79,9 @@ from .triton_tiles import (
 )
 
 HEADROOM = 120  # bits: log₂ of the largest sum that unit vectors can give
-SMALLEST = tl.constexpr(2.0**-80)  # a sum below has lost terms that count
+SMALLEST = tl.constexpr(2.0**-80)  # a smaller sum has lost terms that count
 LARGEST = tl.constexpr(2.0**126)
-LINES = tl.constexpr(16)  # of partial sums, added up at a time
+LINES = tl.constexpr(16)  # lines of partial sums that are added up at a time
 GROUPS = 256  # lines of partial column sums, at most; and about as many programs at a time
 
 
@@ -89,7 +90,7 @@ GROUPS = 256  # lines of partial column sums, at most; and about as many program
 
 @triton.jit
 def fixed_shift(scale, room):
-    """What is taken out of every exponent: with `room` bits for the largest, no sum overflows."""
+    """The shift of every exponent: with `room` bits for the largest term, no sum overflows."""
     return tl.maximum(scale * LOG2E - room, 0.0)
 
 
@@ -131,7 +132,7 @@ def running_logsumexp(S, first_row, tile):
     for first_column in range(0, S.columns.count, tile.WIDTH):
         entries = similarities(S, first_row, first_column, tile)
         higher = tl.maximum(top, tl.max(entries, 1))
-        shift = tl.where(higher == -float("inf"), 0.0, higher)  # nothing yet: not inf − inf
+        shift = tl.where(higher == -float("inf"), 0.0, higher)  # no entry so far: avoid inf − inf
         total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(entries - shift[:, None]), 1)
         top = higher
     return top + tl.log2(total)
@@ -139,11 +140,11 @@ def running_logsumexp(S, first_row, tile):
 
 @triton.jit
 def logsumexp(S, first_row, sums, parts, shift, tile):
-    """log₂ Σ_j 2^S' of a block of rows from the `parts` lines of sums (parts, M); or anew."""
+    """log₂ Σ_j 2^S' of a block of rows, from the lines of sums (parts, M) or else recomputed."""
     M = S.rows.count
     rows = first_row + tl.arange(0, tile.HEIGHT)
     total = tl.where(rows < M, 0.0, 1.0)
-    for first in range(0, parts, LINES):  # many at once, for each has to come from far away
+    for first in range(0, parts, LINES):  # many at once, to hide the latency of the loads
         lines = first + tl.arange(0, LINES)
         total += tl.sum(tl.load(sums + lines.to(tl.int64)[:, None] * M + rows[None, :], other=0.0,
                                 mask=(lines < parts)[:, None] & (rows < M)[None, :]), 0)
@@ -171,7 +172,7 @@ def finish_kernel(I, T, scale, pairs, room, row_sums, column_sums, splits, group
     r_here = logsumexp(S, first, row_sums, splits, shift, tile)
     tl.store(r + rows, r_here, mask=inside)
     entropy = r_here
-    if BOTH:  # M = N: the same numbers are those of columns, the rows of Sᵀ
+    if BOTH:  # M = N: the same indices are those of columns, the rows of Sᵀ
         S_T = Matrix(texts, images, -pairs.label_offset, S.scale)
         c_here = logsumexp(S_T, first, column_sums, groups, shift, tile)
         tl.store(c + rows, c_here, mask=inside)
@@ -190,9 +191,9 @@ def finish_kernel(I, T, scale, pairs, room, row_sums, column_sums, splits, group
 def block_gradient(S, first_row, r, c, row_slices, column_slices, dA, factor, tile,
                    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                    BOOST: tl.constexpr):
-    """dA (M, D) = scale · factor · G B, a block of its rows and a slice of its features.
+    """Write a block of rows and a slice of features of dA (M, D) = scale · factor · G B.
 
-    A and B are the features of S's rows and columns; row_slices and column_slices the same in
+    A and B are the features of S's rows and columns. row_slices and column_slices are the same in
     tiles (HEIGHT, BLOCK_D). → Σ ⟨factor · G B, A⟩ over both: the block's share of ds, if A is I.
     """
     M, N = S.rows.count, S.columns.count
@@ -221,10 +222,10 @@ def block_gradient(S, first_row, r, c, row_slices, column_slices, dA, factor, ti
 def gradient_kernel(I, T, I_slices, T_slices, scale, pairs, upstream, weight, r, c,  # noqa: E741
                     dI, dT, scale_parts, tile, BLOCK_D: tl.constexpr,
                     BOTH: tl.constexpr, BOOST: tl.constexpr):
-    """dI (M, D), dT (N, D) and scale_parts (blocks of I, slices), to be added up to ds.
+    """dI (M, D), dT (N, D) and scale_parts (blocks of I, slices), whose sum is ds.
 
-    I_slices and T_slices are I and T in tiles BLOCK_D wide. Grid (blocks of I and of T, slices):
-    one launch, for of few pairs either alone leaves half of a large GPU without work.
+    I_slices and T_slices are I and T in tiles BLOCK_D wide. Grid (blocks of I and of T, slices).
+    One launch computes both: with few pairs, either alone leaves half of a large GPU idle.
     """
     images = Side(descriptor(I, pairs.M, tile.D, tile.HEIGHT, tile.DEPTH), pairs.image_ids, pairs.M)
     texts = Side(descriptor(T, pairs.N, tile.D, tile.WIDTH, tile.DEPTH), pairs.text_ids, pairs.N)
@@ -266,7 +267,7 @@ def sums(I, T, scale, labels, room):  # noqa: E741
 def forward(I, T, scale, labels, sums=sums):  # noqa: E741
     """→ loss (), r (M,), c (N,) (or (0,) if not `both`), float32; r and c in base 2.
 
-    sums: what gives the lines of partial sums; `triton_hopper` has its own.
+    sums: the function that computes the lines of partial sums; `triton_hopper` has its own.
     """
     M, N = len(I), len(T)
     I, T = aligned(I), aligned(T)  # noqa: E741
@@ -285,7 +286,7 @@ def forward(I, T, scale, labels, sums=sums):  # noqa: E741
 
 
 def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
-    """upstream (): the gradient of what came of the loss → dI (M, D), dT (N, D), ds ()."""
+    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ()."""
     (M, D), N = I.shape, len(T)
     I, T = aligned(I), aligned(T)  # noqa: E741
     tile, options = tile_and_options("gradient", I, T)

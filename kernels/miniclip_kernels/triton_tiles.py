@@ -50,7 +50,7 @@ class Matrix(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What a kernel is compiled for; `constants` makes a launch compile them in."""
+    """The numbers that a kernel is compiled for; `constants` makes them compile-time constants."""
 
     HEIGHT: tl.constexpr  # rows of S
     WIDTH: tl.constexpr  # columns of S
@@ -64,8 +64,8 @@ class Tile(NamedTuple):
 def descriptor(X, rows, columns, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """X as a tensor descriptor of tiles (HEIGHT, WIDTH).
 
-    X is one already; or (pointer, stride in units of 16 bytes), from which the compiler makes
-    ordinary pointers on GPUs that have no copy engine. Beyond the edge tiles read as zeros.
+    X is a descriptor already, or a pair (pointer, stride in units of 16 bytes). From a pair the
+    compiler makes ordinary pointers, for GPUs without a copy engine. Loads beyond the edge give 0.
     """
     if isinstance(X, tl.tensor_descriptor):
         return X
@@ -87,7 +87,7 @@ def dot_products(S, first_row, first_column, tile):
 
 @triton.jit
 def similarities(S, first_row, first_column, tile):
-    """The same, with −inf for what does not count."""
+    """One tile of S' like `dot_products`, with −inf at entries that do not count."""
     rows = first_row + tl.arange(0, tile.HEIGHT)
     columns = first_column + tl.arange(0, tile.WIDTH)
     return leave_out(dot_products(S, first_row, first_column, tile), rows, columns, S.rows.count,
@@ -96,7 +96,7 @@ def similarities(S, first_row, first_column, tile):
 
 @triton.jit
 def leave_out(S, rows, columns, M, N, label_offset, row_ids, column_ids, RAGGED: tl.constexpr):
-    """−inf for what does not count: beyond the edge, or of the same image and not the pair."""
+    """S with −inf beyond the edge, and where the ids are equal but it is not the labelled pair."""
     if row_ids is not None:
         own = tl.load(row_ids + rows, mask=rows < M, other=0)[:, None]
         others = tl.load(column_ids + columns, mask=columns < N, other=0)[None, :]
@@ -109,11 +109,12 @@ def leave_out(S, rows, columns, M, N, label_offset, row_ids, column_ids, RAGGED:
 
 @triton.jit
 def softmax_gradient(S, row, column, distance, r, c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A tile of G, float32, from that of S', its rows' r and its columns' c.
+    """A tile of G, float32, from a tile of S', the r of its rows and the c of its columns.
 
-    G has a softmax over each row if ROWS, over each column if COLUMNS, and minus as many at the
-    pair. row and column count from the tile's corner, and the pair of a row is the column that is
-    `distance` further. Beyond the edge G may be anything: the other factor of its product is 0.
+    G sums a softmax over each row (if ROWS) and one over each column (if COLUMNS). At the pair it
+    subtracts 1 for each of them. row and column count from the tile's corner; the pair of a row is
+    in column row + distance. Beyond the edge G may be anything: there its product's other factor
+    is 0.
     """
     if ROWS:
         G = tl.exp2(S - r[:, None])
@@ -145,20 +146,20 @@ def launch_options(kernel, dtype, D, architecture):
     |          | finish      | 64      | 64      | 32      |           |       |        |
     |          | gradient    | 32      | 32      | 32      | D to 64   |       |        |
 
-    BLOCK_M × BLOCK_N is a tile of S, BLOCK_K the step of its product over the features, BLOCK_D the
-    slice of features that a program accumulates a gradient for: the next power of two from D on,
-    at least 16. Wide tiles feed the tensor cores (64 rows are one warp group's instruction). What
-    bounds them is the 255 registers of a thread: 128 × 256 float32 in 256 threads take half of
+    BLOCK_M × BLOCK_N is a tile of S. BLOCK_K is the step of its product over the features. BLOCK_D
+    is the slice of features that a program accumulates a gradient for: the next power of two from
+    D on, at least 16. Wide tiles feed the tensor cores (64 rows are one warp group's instruction).
+    Their limit is the 255 registers of a thread: 128 × 256 float32 in 256 threads take half of
     them. 64 × 512 would fit as well. But where one product feeds another, Triton gives every warp
     16 rows of its own: of eight warps on 64 rows, four would repeat the work of the others.
-    Shared memory stays below the 99 KiB that small GPUs have since 8.6. gradient and finish, in
-    which rows and columns change their roles, have square tiles.
+    Shared memory stays below the 99 KiB that small GPUs have since 8.6. gradient and finish have
+    square tiles, because their rows and columns exchange roles.
 
     On Hopper (9.x) sums and block use at most 128 registers a thread. So a second program fits on
     the same multiprocessor: one multiplies while the other takes exponentials. Only sums with ids
-    needs the cap for that (it would take 162), and spills nothing. With more than 512 features
-    products are so long that fewer reads count for more: there tiles have 256 columns, and a
-    multiprocessor to themselves.
+    needs the cap for that (it would take 162); the cap causes no spills. With more than 512
+    features the products are long, and fewer reads matter more than a second program. There tiles
+    have 256 columns, and a program has the multiprocessor to itself.
     """
     wide_enough = max(16, triton.next_power_of_2(D))
     if INTERPRETED:
@@ -184,10 +185,10 @@ def launch_options(kernel, dtype, D, architecture):
 
 @cache
 def architecture(device):
-    """Compute capability, such as (9, 0). In the interpreter (9, 0), whose descriptors it knows.
+    """Compute capability, such as (9, 0). The interpreter is (9, 0): it supports descriptors.
 
-    From 9.0 on (Hopper) tiles are loaded and stored by hardware. AMD's GPUs count as (8, 0): their
-    own numbers mean something else. Cached, since PyTorch takes microseconds to say it.
+    From 9.0 on (Hopper) hardware loads and stores tiles. AMD's GPUs count as (8, 0): their own
+    numbers mean something else. The result is cached, since asking PyTorch takes microseconds.
     """
     if INTERPRETED:
         return 9, 0
@@ -208,12 +209,12 @@ def tile_and_options(kernel, I, T):  # noqa: E741
 
 
 def constants(tile):
-    """A tile as a launch gives it: each of its numbers is compiled in."""
+    """The tile as an argument of a launch, with each number a compile-time constant."""
     return Tile(*map(tl.constexpr, tile))
 
 
 def as_pairs(I, T, labels):  # noqa: E741
-    """What every kernel is told of rows and columns."""
+    """The argument `pairs` of every kernel."""
     return Pairs(len(I), len(T), labels.label_offset, labels.image_ids, labels.text_ids)
 
 
@@ -223,17 +224,17 @@ def cdiv(a, b):
 
 
 def mean_weight(labels, M, N):
-    """What a sum over all rows (and columns) is multiplied by: 1/2N both ways, 1/M for rows."""
+    """The factor of a sum over all rows (and columns): 1/2N for both directions, 1/M for rows."""
     return 1 / (2 * N) if labels.both else 1 / M
 
 
 def boost(dtype):
-    """What G is multiplied by before it is cast: float16's smallest normal number is 6e-5."""
+    """The factor of G before its cast: the smallest normal number of float16 is 6e-5."""
     return 1024.0 if dtype == torch.float16 else 1.0
 
 
 def aligned(features):
-    """These features, or a copy, as a descriptor takes them: each row in a piece, on 16 bytes."""
+    """These features, or a copy that a descriptor takes: contiguous rows, aligned to 16 bytes."""
     unit, features = 16 // features.itemsize, features.resolve_neg()
     (N, D), (row, feature) = features.shape, features.stride()
     if feature == 1 and row >= D and row % unit == 0 and features.data_ptr() % 16 == 0:
@@ -242,7 +243,7 @@ def aligned(features):
 
 
 def in_tiles(features, height, width):
-    """Aligned features as a launch gives them to `descriptor`, in tiles (height, width)."""
+    """The argument X of `descriptor` for aligned features, in tiles (height, width)."""
     shape, strides = list(features.shape), list(features.stride())
     if architecture(features.device) >= (9, 0):
         return TensorDescriptor(features, shape, strides, [height, width])

@@ -19,7 +19,7 @@ from miniclip.tokenizer import Tokenizer
 
 
 def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: torch.Generator):
-    """uint8 (B, R, R, 3) → normalised float32 (B, 3, S, S): crop, flip and colour, each its own.
+    """uint8 (B, R, R, 3) → normalised float32 (B, 3, S, S), each with a random crop, flip, colour.
 
     The random resized crop (Szegedy et al. 2015, arXiv 1409.4842, section 6) and the flip are one
     affine map for each image; brightness, contrast and saturation change by up to `jitter`.
@@ -55,9 +55,9 @@ def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: tor
 class Batches:
     """`batches[step]` → pixels (B, 3, S, S), tokens (B, L): a pure function of seed and step.
 
-    So a resumed run sees what an uninterrupted one would have. Within an epoch every image comes
-    at most once, with one of its captions drawn at random: no batch holds an image twice, which
-    would make a true pair a negative.
+    So a resumed run sees the same data as an uninterrupted one. Within an epoch an image appears at
+    most once, with one of its captions drawn at random. An image twice in a batch would make a true
+    pair a negative.
     """
 
     def __init__(self, pairs: Pairs, tokenizer: Tokenizer, size: int, config: TrainConfig,
@@ -71,7 +71,7 @@ class Batches:
         self.tokens = tokenizer(texts)  # (M, L), encoded once
         self.counts = np.bincount(owner)  # captions of each image
         self.first = np.cumsum(self.counts) - self.counts  # its first row in tokens
-        # Once an epoch: of a million images it takes a tenth of a second.
+        # Cached for an epoch: a million images take a tenth of a second.
         self.order = lru_cache(maxsize=1)(self.order)
 
     def order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,11 +90,11 @@ class Batches:
         tokens = self.tokens[torch.from_numpy(rows)]
         if self.config.word_dropout:
             tokens = drop_words(tokens, self.config.word_dropout, generator)
-        # Nothing behind the longest text's end token can change a result: leave it out.
+        # Columns after the longest text's end token can't change a result: leave them out.
         return pixels, self.sent(tokens[:, : int(tokens.argmax(1).max()) + 1])
 
     def sent(self, tensor: torch.Tensor) -> torch.Tensor:
-        """On its way to the device; from pinned memory, nobody has to wait for the arrival."""
+        """Copy a tensor to the device. From pinned memory the copy runs in the background."""
         if torch.device(self.device).type == "cuda":
             tensor = tensor.contiguous().pin_memory()
         return tensor.to(self.device, non_blocking=True)

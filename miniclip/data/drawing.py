@@ -1,11 +1,11 @@
 """How a thing is drawn: paint, backgrounds, textures, and the outlines of shapes and things.
 
-This room knows what each kind of object looks like and puts one on a canvas; `shapes`, the room to
-its right, knows what is in a scene, what is said of it, and which sets are made of it. An `item` is
-here anything with the fields of `shapes.Object`, a `canvas` an RGB image as wide as it is high.
+This module knows what each kind of object looks like and draws it on a canvas. `scenes` knows what
+is in a scene, what its captions say, and which data sets there are. Here an `item` is anything with
+the fields of `scenes.Object`, and a `canvas` is a square RGB image.
 
-Every function draws from the numpy Generator it is given. Grounds and textures are the same in
-every run: they are made once and kept, and what is drawn is where a picture's window lies in them.
+All random numbers come from the numpy Generator that a function is given. Backgrounds and textures
+are the same in every run: each is made once, and a picture gets a random window of it.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 # fmt: off
-PAINT = {  # RGB; the first ten are shapes.COLOURS, the last two only coats
+PAINT = {  # RGB; the first ten are scenes.COLOURS, the last two only coats
     "red": (214, 32, 36), "green": (30, 160, 60), "blue": (36, 72, 222), "yellow": (246, 220, 30),
     "orange": (244, 130, 20), "purple": (128, 40, 170), "pink": (250, 140, 195),
     "brown": (118, 68, 32), "white": (250, 250, 250), "black": (18, 18, 20),
@@ -194,7 +194,7 @@ def _outlines(rng, item, side) -> list[tuple[str, list[float]]]:
 
 
 def _sketch(draw, item, parts, paper, colour, width):
-    """Outlines only: of a shape in its colour, which is its class, of a thing in ink."""
+    """Outlines only: a shape's in its own colour, which its class names, a thing's in ink."""
     ink = colour if item.kind in SHAPES else tuple(255 - c for c in paper)
     for role, part in parts:
         if role != "line":

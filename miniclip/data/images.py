@@ -31,10 +31,11 @@ IMAGE_SUFFIXES = {*(".avif .bmp .gif .heic .heif .hif .j2k .jfif .jp2 .jpe .jpeg
 def resize_crop(image: Image.Image, size: int) -> np.ndarray:
     """CLIP's preprocessing: shorter side to `size` (bicubic), centre crop → (S, S, 3) uint8.
 
-    The very pixels of transformers' CLIPImageProcessor on Pillow, but of lines, which it resizes
-    whole. openai/CLIP (torchvision) starts a crop of an odd margin one pixel further half the time.
+    The pixels equal those of transformers' CLIPImageProcessor on Pillow, except for long thin
+    images, which it resizes whole. With an odd margin openai/CLIP (torchvision) starts its crop one
+    pixel further half the time.
     """
-    if max(image.size) > 50 * min(image.size):  # a line: its middle is all that would remain
+    if max(image.size) > 50 * min(image.size):  # long and thin: only the middle would remain
         side = 50 * min(image.size)
         image = ImageOps.crop(image, tuple((n - min(n, side)) // 2 for n in image.size * 2))
     width, height = (size * n // min(image.size) for n in image.size)
@@ -44,8 +45,8 @@ def resize_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Of any mode → RGB. 16 bits a pixel, and F's 0 to 1, are scaled: Pillow and transformers cut
-    what is above 255, and nearly all of it would be white."""
+    """Any mode → RGB. 16-bit pixels, and mode F's 0 to 1, are scaled to 0 to 255. Pillow and
+    transformers clip at 255 instead, so that nearly all 16-bit pixels turn white."""
     if image.mode[0] in "IF":
         values = np.asarray(image, np.float32)
         if image.mode[0] == "I":
@@ -77,7 +78,7 @@ def normalize(images: np.ndarray | torch.Tensor) -> torch.Tensor:
 class Transform:
     """A PIL image of any size and mode → pixels (3, S, S), float32, as the model takes them.
 
-    Turned as its file says (EXIF), which transformers' processor leaves to its user.
+    The file's EXIF orientation is applied, which transformers' processor leaves to its user.
     """
 
     size: int
@@ -114,7 +115,7 @@ def oddity(picture: Image.Image) -> str:
 
 
 def read_image(path, size: int) -> np.ndarray:
-    """A file → uint8 (S, S, 3). ValueError, in one line, if that can't be."""
+    """A file → uint8 (S, S, 3). ValueError, in one line, if it can't be opened."""
     pixels, why = decode(Path(path), size)
     if pixels is None:
         try:
@@ -126,10 +127,10 @@ def read_image(path, size: int) -> np.ndarray:
 
 
 def in_threads(function, items: Iterator, n: int) -> Iterator[list]:
-    """function of every item, n at a time: threads have the next n while the caller has these.
+    """Apply a function to every item, n at a time; threads work on the next n meanwhile.
 
-    Decoders are C, which doesn't hold the interpreter's lock: processes are not faster, and those
-    of a caller that was killed would stay.
+    Decoders are C code that releases the interpreter's lock, so processes would not be faster. They
+    would also outlive a caller that was killed.
     """
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -137,5 +138,5 @@ def in_threads(function, items: Iterator, n: int) -> Iterator[list]:
         while found := list(ahead):
             ahead = pool.map(function, islice(items, n))
             yield found
-    finally:  # at once, should the caller be stopped
+    finally:  # if the caller stops early, drop what is pending
         pool.shutdown(cancel_futures=True)

@@ -15,11 +15,11 @@ def labelled_images(where: str, split: str | None = None, renamed: dict[str, str
     """A labelled set → (iterator of (image, class number), class names).
 
     Args:
-        where: a folder with one folder of images for each class, perhaps below one for each split;
+        where: a folder with one folder of images for each class, or such a folder for each split;
             the id of a Hub classification set; or `shapes`: combinations held out of training.
-        split: which of the splits, where there are several.
-        renamed: {folder or label: a better name}. The others are named as they are, with spaces
-            for underscores.
+        split: which split, if there are several.
+        renamed: {folder or label: a better name}. The others keep their names, with spaces for
+            underscores.
 
     Raises:
         ValueError: says what is missing.
@@ -69,7 +69,7 @@ def folder_images(root: Path, where: str, split: str | None) -> tuple[Iterator, 
 
 def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
     """`labelled_images` of a Hub set: its first columns of type Image and ClassLabel, streamed."""
-    import datasets  # takes a second; only those who need it wait
+    import datasets  # imported here because it takes a second
 
     check_hub(source)
     with telling(source, split or "test"):

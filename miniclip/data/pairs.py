@@ -77,7 +77,7 @@ def load_pairs(source: Source, split: str, size: int, limit: int = 0) -> Pairs:
 
 
 def read_meta(folder: Path, size: int) -> dict | None:
-    """What a cache folder says of itself; None if it is not there or not whole."""
+    """The content of a cache folder's meta.json; None if the cache is missing or incomplete."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         whole = (folder / "images.u8").stat().st_size == len(meta["captions"]) * size * size * 3
@@ -87,9 +87,9 @@ def read_meta(folder: Path, size: int) -> dict | None:
 
 
 def remove_dead_builds(folder: Path):
-    """A build that was killed (SIGKILL, a power cut) left its folder: nobody wrote to it for a day.
+    """Remove the folders of builds that were killed (SIGKILL, a power cut): unchanged for a day.
 
-    The files count as well as the folder: a slow build that lives writes to them all the time.
+    The files' times count as well as the folder's: a slow build that still runs writes to files.
     """
     for building in folder.parent.glob(f"{folder.name}.*"):
         with suppress(OSError):  # another run has just removed or finished it
@@ -102,7 +102,7 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_dead_builds(folder)
     building = folder.with_name(f"{folder.name}.{os.getpid()}.{time.time_ns()}")
-    building.mkdir()  # not mkdtemp, which nobody else may read
+    building.mkdir()  # not mkdtemp: other users could not read it
     try:
         captions, skipped, odd, first = [], Counter(), Counter(), {}
         rows = islice(source.rows(split), limit or None)

@@ -1,16 +1,16 @@
 """Generated, captioned scenes: the data set that is always there.
 
-For lessons, tests and machines without a network: coloured shapes, pairs of them in a relation, and
-a few drawn things, on named backgrounds and each with several true captions, after the lecture's
-"white dog beside a brown cat in a striped blanket" (minute 3:44). A fifth of the colour x shape
-combinations never occurs in training (HELD_OUT), so that zero-shot classification can be measured
-on classes never seen; STYLES show the same content under a shift (minute 13:50).
+For lessons, tests and machines without a network. Scenes show coloured shapes, pairs of them in a
+relation, and a few drawn things, on named backgrounds. Each has several true captions, like the
+lecture's "white dog beside a brown cat in a striped blanket" (minute 3:44). A fifth of the colour x
+shape combinations never occurs in training (HELD_OUT): zero-shot classification is measured on
+these unseen classes. STYLES show the same content under a shift (minute 13:50).
 
-This room holds what is in a scene, what is said of it, and the sets; how each thing looks, and how
-it gets onto the canvas, is the matter of `drawing`.
+This module decides what is in a scene, what its captions say, and which data sets there are.
+`drawing` knows how each thing looks and draws it on the canvas.
 
-Every function draws from the numpy Generator it is given, or makes one for each image from the seed
-and the image's number: image i is the same however many are asked for.
+All random numbers come from the numpy Generator that a function is given, or from one made for each
+image from the seed and the image's number. So image i is the same, however many are asked for.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ COATS = {  # kind -> the colours that training shows it in
     "French bulldog": ("white", "fawn", "black"), "Brittany": ("orange", "brown"),
     "cat": ("black", "white", "brown", "grey", "orange"), "robot dog": ("grey",),
     "bird": COLOURS, "plane": COLOURS, "car": COLOURS}
-PLACES = {  # kind -> its backgrounds; a shape may be on any, another thing on any but the sky
+PLACES = {  # kind -> its backgrounds; a shape may be on any, the other things as in _scene
     **dict.fromkeys(SHAPES, tuple(BACKGROUNDS)), "bird": ("sky", "white", "grass", "black"),
     "plane": ("sky", "white", "grey", "black"), "car": ("street", "white", "sand", "black")}
 RELATIONS = {  # name -> (its opposite, the ways to say it)
@@ -112,7 +112,7 @@ def _object(rng, kind, colour=None, sizes=SIZES) -> Object:
 
 
 def _scene(rng, *objects, relation=None) -> Scene:
-    """Place objects on a background on which all of them are seen: there is one for any two."""
+    """Place objects on a background against which all are visible; any two objects have one."""
     places = PLACES.get(objects[0].kind, ("white", "black", "grass", "sand", "street", "blanket"))
     clear = [b for b in places if all(visible(o.colour, b) for o in objects)]
     return Scene(_placed(rng, objects, relation), relation, pick(rng, clear))
@@ -129,8 +129,8 @@ def _pair(rng, kinds, relations) -> Scene:
 def sample_scene(rng, *, split="train") -> Scene:
     """Draw a scene: 70 % one shape, 16 % two shapes, 8 % one thing, 6 % two animals.
 
-    "train" and "validation" (the same scenes in kind: keep their seeds apart) never hold a
-    combination of HELD_OUT; "held_out" is one shape of such a combination, and nothing else.
+    "train" and "validation" never hold a combination of HELD_OUT. Both have the same distribution,
+    so give them different seeds. "held_out" is always one shape of such a combination.
     Raises ValueError for another split.
     """
     if split not in SPLITS:
@@ -155,9 +155,9 @@ def render(scene, rng, style="plain", size=64) -> np.ndarray:
     """Draw a scene -> (size, size, 3) uint8, RGB.
 
     Styles: "plain"; "sketch", outlines on bare paper; "textured", patterns that training never
-    shows; "inverted" colours; "cluttered" background; "resampled", the same objects, size words,
-    relation and background placed afresh, as ImageNet-V2 is to ImageNet (a caption that tells the
-    place of a single object may then fail). Raises ValueError for another style or a size below 32.
+    shows; "inverted" colours; "cluttered" background; "resampled", new positions for the same
+    objects, size words, relation and background, like ImageNet-V2 for ImageNet. Then a caption that
+    tells a single object's place may be false. ValueError for another style or a size below 32.
     """
     if style not in STYLES:
         raise ValueError(f"unknown style {style!r}; one of {', '.join(STYLES)}")
@@ -199,7 +199,7 @@ def side(where: float, low: str, high: str) -> str:
 
 
 def place(item) -> str:
-    """Where in the picture an object is, in words; "" where that could be doubted."""
+    """An object's place in the picture, in words; "" if it is not clear-cut."""
     row = side(item.y, "top", "bottom")
     column = side(item.x, "left", "right")
     if row and column:
@@ -214,7 +214,7 @@ def _article(words):
 
 
 def _phrase(rng, item, detail, colour=1.0) -> str:
-    """ "a small striped red circle": size and texture each with chance `detail`, and the colour."""
+    """ "a small striped red circle": size, texture with chance `detail`, colour with `colour`."""
     known = [word for word in (item.size, item.texture) if word not in ("", "plain")]
     words = [word for word in known if rng.random() < detail]
     if rng.random() < colour:
@@ -240,7 +240,7 @@ def _caption(scene, rng) -> str:
 
 
 def captions(scene, rng, count=5) -> list[str]:
-    """`count` true captions of a scene, all different as far as 50 further tries allow."""
+    """`count` true captions of a scene. Duplicates are accepted only after 50 tries."""
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
     found = []
@@ -308,8 +308,8 @@ def thing_set(per_class, seed, style="plain", things=THINGS) -> tuple[np.ndarray
 
 
 def relation_set(n, seed) -> tuple[np.ndarray, list[str], list[str]]:
-    """Two shapes each, of combinations seen in training -> images (n, 64, 64, 3) uint8, right
-    captions, and the same captions with their two objects swapped, hence false."""
+    """Two shapes each, of combinations seen in training -> images (n, 64, 64, 3) uint8, true
+    captions, and false ones in which the two objects are swapped."""
     _check(n, seed)
     images, right, swapped = np.zeros((n, 64, 64, 3), np.uint8), [], []
     for i in range(n):

@@ -62,7 +62,7 @@ class Source:
                          f"such as {HUB_DEFAULT}")
 
     def identity(self, split: str) -> str:
-        """What the cache's key must know of the source, so that changed files are seen."""
+        """The source's part of the cache key, which changes when its local files change."""
         if self.kind == "shapes":
             texts = (Path(room.__file__).read_text() for room in (drawing, scenes))
             return "\n".join([*texts, str(SHAPES_SPLITS)])
@@ -109,7 +109,7 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def telling(source: Source, split: str):
-    """The many kinds of errors of the libraries that read tables: ValueError or HubUnreachable."""
+    """Turn the many errors of the libraries that read tables into ValueError or HubUnreachable."""
     import pyarrow
 
     try:
@@ -135,7 +135,7 @@ def read_table(source: Source, split: str):
 
     Columns: `image` and one or several of `caption`, `caption_0`, `caption_1`, …
     """
-    import datasets  # takes a second; only those who need it wait
+    import datasets  # imported here because it takes a second
 
     if source.kind == "hub":
         check_hub(source)
@@ -169,16 +169,16 @@ def read_table(source: Source, split: str):
 
 
 def check_hub(source: Source):
-    """One quick question before `datasets` retries for half a minute. Raises HubUnreachable.
+    """Ask the Hub once, before `datasets` retries for half a minute. Raises HubUnreachable.
 
-    ValueError if someone asked for a data set that isn't there; of the default, which nobody asked
-    for, a proxy's 403 only means that the Hub is out of reach.
+    ValueError if a data set that the user named does not exist. For the default data set, a proxy's
+    403 only means that the Hub is out of reach.
     """
     from huggingface_hub import HfApi, errors
 
     try:
         HfApi().dataset_info(source.where, timeout=10)
-    except Exception as error:  # any transport's own error; the reason is told, never swallowed
+    except Exception as error:  # of any network library; the message gives the reason
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
         if source.explicit and status in (401, 403, 404):
             raise ValueError(f"the Hub has no public data set {source.where!r}") from error

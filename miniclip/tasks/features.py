@@ -15,7 +15,7 @@ from miniclip.data.images import normalize
 def embed_images(model, images: np.ndarray, batch_size: int = 250) -> torch.Tensor:
     """uint8 (N, S, S, 3) → unit vectors (N, D), float32, on the CPU.
 
-    Also where the model computes in bfloat16, the norm is taken in float32.
+    The norm is taken in float32, even if the model computes in bfloat16.
     """
     batches = (images[i:i + batch_size] for i in range(0, len(images), batch_size))
     parts = [model.encode_image(normalize(b).to(model.logit_scale)).float().cpu() for b in batches]
@@ -28,12 +28,12 @@ def embed_texts(model, tokenizer, texts: list[str], batch_size: int = 500) -> to
     device = model.logit_scale.device
     batches = tqdm(tokenizer(texts).split(batch_size), "texts", leave=False, unit="batch",
                    disable=len(texts) < 20_000)  # so many take minutes
-    # What stands behind the longest text's end token can't change a result: leave it out.
+    # Columns after the longest text's end token can't change a result: leave them out.
     batches = (t[:, : int(t.argmax(1).max()) + 1].to(device) for t in batches)
     return F.normalize(torch.cat([model.encode_text(t).float().cpu() for t in batches]), dim=-1)
 
 
 def check_finite(*features: torch.Tensor):
-    """NaN compares as smaller than everything: without this a broken model would win."""
+    """ValueError for NaN: every comparison with it is false, so a broken model would rank first."""
     if not all(torch.isfinite(f).all() for f in features):
         raise ValueError("features hold NaN or infinite values: the model has diverged")

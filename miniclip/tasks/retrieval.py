@@ -10,11 +10,11 @@ CHUNK_FLOATS = 2**24  # similarities at once: 128 MiB in float64, whatever the n
 
 
 def ranks(image_features: torch.Tensor, text_features: torch.Tensor, owner: np.ndarray):
-    """Where the first right answer stands, 1 being the top → (N,) for images, (M,) for texts.
+    """Rank of the first right answer, counted from 1 → (N,) for images, (M,) for texts.
 
-    owner (M,): the image that each text belongs to. Image → text: the best placed of the image's
-    own texts. Ties count against the model: a wrong answer that scores just as high stands before
-    the right one. In chunks: no N × M matrix is held.
+    owner (M,): the image that each text belongs to. An image's rank is that of the best of its own
+    texts. Ties count against the model: a wrong answer with the same score ranks before the right
+    one. The scores are computed in chunks, so no N × M matrix is held.
     """
     check_finite(image_features, text_features)
     N, M = len(image_features), len(text_features)
@@ -35,10 +35,10 @@ def ranks(image_features: torch.Tensor, text_features: torch.Tensor, owner: np.n
 
 
 def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(n, D), (m, D) → (n, m) float32, the same for the same features wherever they stand.
+    """(n, D), (m, D) → (n, m) float32. Equal features get equal scores in every row and column.
 
-    BLAS sums one column in another order than the next. In float64 that is gone with the rounding
-    to float32; in float32 equal features could get scores that differ, and a tie would be lost.
+    BLAS may sum two columns in different orders. In float32, equal features could get different
+    scores, and a tie would be lost. In float64, the rounding to float32 removes the difference.
     """
     return (a.double() @ b.double().T).float()
 

@@ -3,12 +3,12 @@
     DIR/.miniclip/
       index.json     the model (its source, a hash of its weights) and the folder it looked at
       vectors.npy    float16 (N, D), one unit vector a row
-      paths.jsonl    line i tells of row i: its photograph's path, [size, mtime_ns] and sha256;
+      paths.jsonl    line i describes row i: its photograph's path, [size, mtime_ns] and sha256;
                      the path is null once the photograph is gone
 
-Rows are only ever added, the vector first and then its line, and a row counts once its line is
-whole: whoever is killed keeps what was embedded. A photograph that was moved is known by its
-content, so its vector stays; that and a removal change paths.jsonl alone, replaced in one step.
+Rows are only added: first the vector, then its line. A row counts once its line is complete, so a
+kill does not lose the rows before. A moved photograph is recognised by its content and keeps its
+vector. A move or a removal changes only paths.jsonl, which is replaced in one step.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ from miniclip.files import one_writer, read_rows, write_text
 from miniclip.tasks.features import check_finite, embed_images, embed_texts
 from miniclip.weights import pretrained
 
-NAME = ".miniclip"  # of an index, in the folder that it tells of
+NAME = ".miniclip"  # an index's folder, inside the photographs' folder
 FILES = ("lock", "paths.jsonl", "vectors.npy", "search.png")  # of an index, beside index.json
-LAST = "last-index"  # in the cache: the index that a search means which names none
+LAST = "last-index"  # in the cache: the index for a search that names none
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
 BATCH = 64  # images embedded, and kept, at once
 CHUNK = 512  # rows that a query looks at in one go: a megabyte in float32, within a core's cache
@@ -45,9 +45,9 @@ SHORTLIST = 100
 
 
 def photographs(root: Path, index: Path):
-    """What lies below root → ({path: [size, mtime_ns]}, [[path, reason], …] of what is locked).
+    """Images below root → ({path: [size, mtime_ns]}, [[path, reason], …] of unreadable paths).
 
-    Without what is hidden, or in the index. A link that leads nowhere is found, to be told of.
+    Hidden files and the index are left out. A broken link is included, so that it is reported.
     """
     found, locked = {}, []
 
@@ -68,11 +68,11 @@ def photographs(root: Path, index: Path):
 
 
 def reconcile(rows: list[dict], files: dict[str, list[int]], root: Path):
-    """What an index knew against what is there → (files to embed, number moved, number removed).
+    """Compare an index's rows with the files → (files to embed, number moved, number removed).
 
-    rows are changed in place. A file of the same path, size and time is the same. Of the others
-    only those are read whose size a vanished row had: equal content is the same photograph, moved
-    (of several copies, one; the others are embedded again).
+    rows are changed in place. A file of the same path, size and time is unchanged. Any other file
+    is read only if a vanished row had its size. If the content is equal too, the photograph was
+    moved. Of several copies one counts as moved; the others are embedded again.
     """
     alive = [row for row in rows if row["path"] is not None]
     known = {row["path"] for row in alive if files.get(row["path"]) == row["stat"]}
@@ -81,7 +81,7 @@ def reconcile(rows: list[dict], files: dict[str, list[int]], root: Path):
     new, moved, removed = [], 0, 0
     for path in sorted(files.keys() - known):
         row = None
-        with suppress(OSError):  # what can't be read is told of later
+        with suppress(OSError):  # unreadable files are reported later
             if files[path][0] in sizes:
                 row = lost.pop(hashlib.sha256((root / path).read_bytes()).hexdigest(), None)
         if row:
@@ -160,10 +160,10 @@ def check_weights(meta: dict, weights: str, source: str):
 
 def index(folder, model: str | None = None, out=None, device: str = "auto",
           quick_gelu: bool | None = None) -> dict:
-    """Embed what is new in a folder of photographs, and forget what is gone.
+    """Embed the new photographs of a folder, and forget those that are gone.
 
     model, quick_gelu: as `pretrained.load` takes them; later calls remember both. out: where the
-    index lies (default folder/.miniclip). Stopped or killed, the next call goes on. Returns
+    index lies (default folder/.miniclip). After a stop or kill the next call goes on. Returns
     {"index", "photographs", "embedded", "moved", "removed", "unreadable": [[path, reason], …]}.
     ValueError for a folder without images, for an index of other weights or another folder, and for
     an `out` that is something else.
@@ -192,10 +192,10 @@ def index(folder, model: str | None = None, out=None, device: str = "auto",
         source = str(Path(source).expanduser().resolve())
     out.mkdir(exist_ok=True)
     with one_writer(out, "index"):
-        # Perhaps another call has begun one, while the model loaded.
+        # Another call may have started an index while the model was loading.
         meta, rows, _ = read_index(out) if (out / "index.json").exists() else (meta, [], None)
         check_weights(meta, weights, source)
-        for row in rows:  # what is locked now is not gone
+        for row in rows:  # what can't be read now is not gone
             if any(f"{row['path']}/".startswith(f"{path}/") and row["path"] for path, _ in locked):
                 files[row["path"]] = row["stat"]
         new, moved, removed = reconcile(rows, files, root)
@@ -215,7 +215,7 @@ def index(folder, model: str | None = None, out=None, device: str = "auto",
 
 
 def write_vectors(path: Path, vectors: np.ndarray, start: int):
-    """Put float16 vectors (n, D) at rows start … of a .npy file, which then ends with them."""
+    """Write float16 vectors (n, D) into a .npy file from row `start` on. The file ends there."""
     header = io.BytesIO()  # NumPy leaves room in it for the number of rows to grow
     np.lib.format.write_array_header_1_0(header, {
         "descr": "<f2", "fortran_order": False, "shape": (start + len(vectors), vectors.shape[1])})
@@ -224,7 +224,7 @@ def write_vectors(path: Path, vectors: np.ndarray, start: int):
         file.write(vectors.tobytes())
         file.truncate()
         file.seek(0)
-        file.write(header.getvalue())  # last, so that it never promises what is not there
+        file.write(header.getvalue())  # last: it never counts rows that are not written yet
         file.flush()
         os.fsync(file.fileno())
 
@@ -232,8 +232,8 @@ def write_vectors(path: Path, vectors: np.ndarray, start: int):
 def embed_new(model, decoder, files: list, out: Path, count: int) -> list[list[str]]:
     """Decode in threads, embed in batches, append each → [path, reason] of what failed.
 
-    In bfloat16 where that is fast, with PyTorch's own choice of attention: without gradients it is
-    the fastest (device.fast_math has another). count: rows that are there already.
+    Computes in bfloat16 where that is fast. Attention is PyTorch's own choice, the fastest without
+    gradients (device.fast_math chooses another). count: the number of rows already there.
     """
     failed, device = [], model.logit_scale.device
     with tqdm(total=len(files), unit="image", disable=not files, dynamic_ncols=True) as bar:
@@ -254,7 +254,7 @@ def embed_new(model, decoder, files: list, out: Path, count: int) -> list[list[s
 
 
 def find(where=None) -> Path:
-    """The index `where`, or the one in that folder; else the one in this, else the last built."""
+    """The index at `where` or in that folder. Default: the one in ".", else the last built."""
     if where is None:
         last = cache_folder() / LAST
         named = last.is_file() and not Path(NAME).is_dir()
@@ -269,8 +269,8 @@ def find(where=None) -> Path:
 def scan(vectors: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """Cosines of all float16 vectors (N, D) with a query (D,), in float32 → (N,).
 
-    On one thread: memory is what limits it, and waking the others for every chunk costs a busy
-    machine more than a free one gains.
+    Runs on one thread, because memory limits the speed. Waking other threads for every chunk costs
+    more on a busy machine than it gains on a free one.
     """
     scores, buffer = torch.empty(len(vectors)), torch.empty(CHUNK, vectors.shape[1])
     threads = torch.get_num_threads()
@@ -287,10 +287,10 @@ def scan(vectors: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
 def nearest(vectors: np.ndarray, query: torch.Tensor, k: int, gone=()) -> list[tuple[float, int]]:
     """The k best rows of float16 (N, D) for a unit vector (D,) → [(cosine, row), …].
 
-    Every row is looked at. BLAS sums a row in an order that depends on where it stands, so the
-    best hundred are multiplied once more, all in the same order, in float32: equal photographs
-    get equal scores, and stand in the order of their rows (of more than a hundred equal ones, any
-    hundred). gone: rows to leave out.
+    Every row is compared. BLAS sums a row in an order that depends on its position. So the best
+    hundred are multiplied again in float32, all in the same order. Equal photographs then get equal
+    scores, and keep the order of their rows. Of more than a hundred equal ones, any hundred are
+    taken. gone: rows to leave out.
     """
     vectors = torch.from_numpy(vectors)
     scores = scan(vectors, query)

@@ -25,8 +25,8 @@ DRAWN_CLASSES = 1000  # at most, in a confusion picture
 def class_vectors(model, tokenizer, names: list[str], templates=TEMPLATES) -> torch.Tensor:
     """One unit vector for each class → (C, D): normalise, mean over the templates, normalise.
 
-    Prompt ensembling in the latent space (Radford et al. 2021, section 3.1.4). ValueError without
-    a name, and for a template that has no place for it.
+    Prompt ensembling in the latent space (Radford et al. 2021, section 3.1.4). ValueError for a
+    missing or empty name, and for a template without {}.
     """
     if isinstance(names, str) or not names or not all(map(str.strip, names)):
         raise ValueError("a class needs a name: give at least one label, and no empty one")
@@ -50,9 +50,9 @@ def zero_shot(model, tokenizer, images: np.ndarray, labels: np.ndarray, names: l
 
 
 def shapes_report(model, tokenizer, seed: int = 9) -> dict:
-    """What a model trained on `shapes` makes of what it never saw, in percent.
+    """Scores of a model trained on `shapes`, on what it never saw, in percent.
 
-    held_out: colour × shape combinations of no training scene, among all 100 (chance 1), plain
+    held_out: colour × shape combinations absent from training, among all 100 (chance 1), plain
     and in each shifted style; relations: the right caption against the one with its two objects
     swapped (chance 50).
     """
@@ -73,7 +73,7 @@ def shapes_report(model, tokenizer, seed: int = 9) -> dict:
 def classify(images, labels: list[str], loaded, templates=TEMPLATES) -> torch.Tensor:
     """Paths of N images, C labels → probabilities (N, C), float32: softmax of scale · cosine.
 
-    loaded: (model, tokenizer, transform), as `miniclip.load` gives them. Nothing is taught: the
+    loaded: (model, tokenizer, transform), as `miniclip.load` gives them. Nothing is trained: the
     labels are put into the templates (Radford et al. 2021, section 3.1; Figure 1, steps 2 and 3).
     ValueError for an image that can't be opened, no or empty labels, a template without {}.
     """

@@ -1,1 +1,1 @@
-"""Weights on the disk: a run's own, other projects' read, and a run's exported."""
+"""Weights on the disk: save and load a run's, load other projects', export a run's."""

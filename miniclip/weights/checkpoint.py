@@ -5,7 +5,7 @@
     tokenizer.json      merges and context length        metrics.jsonl   figures, step by step
     lock                held by the process that writes
 
-Whoever is killed in the middle of a write leaves the file as it was before.
+A process that is killed during a write leaves the old file unchanged.
 """
 
 import json
@@ -30,7 +30,7 @@ def save_weights(model: CLIP, folder: Path):
 
 
 def save_state(folder: Path, model: CLIP, optimizers: list, progress: dict):
-    """All that the next step needs, in one file, so that it is of one moment → state.pt."""
+    """Save all that the next step needs → state.pt. One file: all of it is from the same step."""
     state = {"model": model.state_dict(), "progress": progress,
              "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
     write_atomically(folder / "state.pt", lambda path: torch.save(state, path))
@@ -41,14 +41,14 @@ def load_state(folder: Path) -> dict:
     try:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         return {name: state[name] for name in ("model", "optimizers", "progress")}
-    except Exception as error:  # zip, pickle and torch have many kinds
+    except Exception as error:  # zip, pickle and torch raise many kinds
         raise ValueError(f"{folder / 'state.pt'} is damaged: {type(error).__name__}") from error
 
 
 def make_folder(folder: Path):
-    """A new run's. An older run of its name is moved, never overwritten; nothing else is touched.
+    """Make a new run's folder. An older run of that name is moved; nothing is ever overwritten.
 
-    ValueError if what has the name is no run, or one that is training.
+    ValueError if the folder holds anything but a run, or a run that is training.
     """
     if (folder / "train.json").is_file():
         names = (folder.with_name(f"{folder.name}.{n}") for n in range(1, 10**6))
@@ -61,7 +61,7 @@ def make_folder(folder: Path):
 
 
 def rewind_rows(path: Path, step: int):
-    """Forget what was written after `step`: those steps are about to be taken again."""
+    """Remove the rows after `step`: those steps are about to be run again."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -79,14 +79,14 @@ def export(run: str, path: str, format: str) -> Path:
 
 
 def check_expressible(config: ModelConfig, run: str, format: str):
-    """ValueError, with what would do, for a model that a format has no words for."""
+    """ValueError for a model that the format can't express; it says which format or shape can."""
     if config.stem or config.pool != "cls" or not config.pre_norm:
         raise ValueError(f"{run} has a stem, mean pooling or no first LayerNorm, unlike models of "
                          f"{format}; train with --stem , --pool cls --pre-norm true to export")
     heads = {config.vision_width / config.vision_heads, config.text_width / config.text_heads}
     if format == "openai" and not (config.quick_gelu and heads == {64}):
-        raise ValueError(f"{run}: openai/CLIP takes QuickGELU and heads of 64 for granted, which "
-                         "this model has not; open_clip and hf can express it")
+        raise ValueError(f"{run}: openai/CLIP always has QuickGELU and heads of 64, but "
+                         "this model does not; open_clip and hf can express it")
 
 
 def hf_settings(config: ModelConfig) -> dict[str, dict]:

@@ -1,8 +1,8 @@
 """The names of the same tensors, and of the same files, in three projects.
 
-The same Transformer has three namings: ours, OpenAI's, which open_clip kept (some of its models put
-"text." before the text tower's names), and Hugging Face's, with q, k and v apart and the two
-projections transposed. NAMES holds them side by side.
+NAMES lists three namings of the same Transformer side by side: ours, OpenAI's and Hugging Face's.
+open_clip uses OpenAI's names, but some of its models put "text." before the text tower's. Hugging
+Face stores q, k and v separately and transposes the two projections.
 """
 
 import torch
@@ -45,7 +45,7 @@ def translate(name: str, column: int) -> str:
 
 
 def theirs(name: str, tensor: torch.Tensor, column: int) -> dict[str, torch.Tensor]:
-    """One of our tensors → theirs, by name. They are views: who writes to them writes to ours.
+    """One of our tensors → theirs, by name. They are views: writing to them changes ours.
 
     Hugging Face has q, k and v apart; its projections are nn.Linear, whose weights are (out, in).
     """

@@ -1,4 +1,4 @@
-"""Weights of others → this model.
+"""Other projects' weights → this model.
 
     a run's folder | a weights file, or its folder | a Hub id
         ──load──▶ (model, tokenizer, transform)
@@ -28,8 +28,8 @@ IGNORED = {  # numbers and buffers that follow from the shape, in older files
     "input_resolution", "context_length", "vocab_size", "attn_mask",
     "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}
 TELLING = ("vision.class_token", "vision.patches.weight", "vision.positions", "vision.projection",
-           "text.tokens.weight", "text.positions")  # the shapes of these tell the model's
-QUICK_GELU = {  # of well-known models on the Hub; of others their settings say it
+           "text.tokens.weight", "text.positions")  # their shapes give the model's shape
+QUICK_GELU = {  # for well-known models on the Hub; other models' settings say it
     "openai/clip-vit-base-patch32": True, "openai/clip-vit-base-patch16": True,
     "openai/clip-vit-large-patch14": True, "openai/clip-vit-large-patch14-336": True,
     "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": False}
@@ -45,13 +45,13 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
 
     Files are .safetensors, .pt or .bin in OpenAI's, open_clip's or Hugging Face's naming, in any
     floating-point type; the model is float32, in eval mode, on `device` (default CPU). Its shape is
-    read from the tensors. What they can't tell is read from the settings beside them, config.json
-    (Hugging Face) or open_clip_config.json: how wide a head is (else 64) and which GELU, in which
-    `quick_gelu` has the last word (else the exact one, with a notice). CLIP's merges are looked for
-    beside the file, then in $MINICLIP_CLIP_MERGES. The rest is as in `checkpoint.load`.
+    read from the tensors. The head width (default 64) and the GELU (default exact, with a notice)
+    are read from the settings beside them: config.json (Hugging Face) or open_clip_config.json.
+    `quick_gelu` overrides the settings. CLIP's merges are looked for beside the file, then in
+    $MINICLIP_CLIP_MERGES. The rest is as in `checkpoint.load`.
 
-    ValueError, in one line, for what is no CLIP, damaged, or not whole; HubUnreachable for a Hub
-    that does not answer and from which nothing was fetched before.
+    ValueError, in one line, for weights that are not CLIP's, damaged or incomplete; HubUnreachable
+    if the Hub does not answer and nothing was fetched before.
     """
     path, name = Path(source).expanduser(), str(source)
     if path.is_dir() and not read_settings(path) and not any(  # a run has neither
@@ -72,7 +72,7 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
         for told in (QUICK_GELU.get(name), quick_gelu):
             known |= {} if told is None else {"quick_gelu": told}
         if "quick_gelu" not in known:
-            print(f"{name}: nothing says which GELU; taken is the exact one. OpenAI's weights need "
+            print(f"{name}: nothing says which GELU; using the exact one. OpenAI's weights need "
                   "load(…, quick_gelu=True)", file=sys.stderr)
         model = build(tensors, known)
         tokenizer = find_tokenizer(file.parent, model.config)
@@ -107,7 +107,7 @@ def fetch(repository: str) -> Path:
     nowhere = f"{repository}: no such run folder or weights file here, and"
     try:
         found = {file.rfilename for file in HfApi().model_info(repository, timeout=10).siblings}
-    except Exception as error:  # any transport's own error; the reason is told, never swallowed
+    except Exception as error:  # of any network library; the message gives the reason
         if file:
             return file
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
@@ -115,7 +115,7 @@ def fetch(repository: str) -> Path:
                              f"(HTTP {error.response.status_code})") from error
         raise HubUnreachable(f"{nowhere} the Hub does not answer: {one_line(error)}") from error
     files = *SETTINGS, *MERGES, choose_weights(f"{repository} on the Hub", found)
-    try:  # the weights last: where they are, the rest was fetched as well
+    try:  # weights last: if they are cached, so is the rest
         return [Path(hf_hub_download(repository, name)) for name in files if name in found][-1]
     except Exception as error:  # the Hub answered, but its files are refused or broke off
         reason = one_line(error.__cause__ or error)
@@ -130,10 +130,10 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """
     open(file, "rb").close()  # an OSError says itself what is wrong
     try:
-        with warnings.catch_warnings(action="ignore"):  # what is wrong is told once, below
+        with warnings.catch_warnings(action="ignore"):  # errors are reported once, below
             tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(
                 file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of broken or hostile files the readers raise many kinds
+    except Exception as error:  # readers raise many kinds for broken or hostile files
         if "TorchScript" in str(error):
             raise ValueError("a TorchScript archive holds code; if you trust it, convert it: torch."
                              f"save(torch.jit.load({file.name!r}, 'cpu').state_dict(), 'new.pt')"
@@ -157,9 +157,9 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def read_settings(folder: Path) -> dict:
-    """What the files beside the weights tell: the width of a head in each tower, and the GELU.
+    """The settings in the files beside the weights: each tower's head width, and the GELU.
 
-    ValueError for what this model does not have: another activation, pixels normalised otherwise.
+    ValueError for unsupported settings: another activation, or another pixel normalisation.
     """
     try:
         hf, open_clip, pixels, v5 = (json.loads(path.read_text()) if path.is_file() else {}
@@ -188,7 +188,7 @@ def read_settings(folder: Path) -> dict:
         return known
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError,
             RecursionError) as error:
-        raise ValueError(f"{folder}: {' or '.join(SETTINGS)} is not of a model that can be had "
+        raise ValueError(f"{folder}: {' or '.join(SETTINGS)} is not of a model supported "
                          f"here: {type(error).__name__}, {one_line(error)}") from error
 
 
@@ -249,7 +249,7 @@ def build(tensors: dict, known: dict) -> CLIP:
 
 
 def find_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
-    """CLIP's own, or that of the run which was exported, from the merges beside the weights."""
+    """CLIP's tokenizer, or the exported run's own, from the merges beside the weights."""
     named = Path(os.environ.get("MINICLIP_CLIP_MERGES", ""))
     path = next((p for p in (*(folder / name for name in MERGES), named) if p.is_file()), None)
     if path is None:

@@ -1,6 +1,6 @@
 """Speed of use beside transformers: ViT-B/32's features, and what makes pixels of an image.
 
-    python tests/bench_pretrained.py        (or: make bench)
+    python tests/benchmarks/bench_pretrained.py        (or: make bench)
 
 Both sides have the same random weights and get the same inputs; rounds are interleaved, so that
 whatever else the machine does meets both. Features: in float32, and under bfloat16 autocast where

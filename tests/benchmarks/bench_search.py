@@ -1,6 +1,6 @@
 """Search: a query to a large index, and how fast an index is built beside transformers.
 
-    python tests/bench_search.py        (or: make bench)
+    python tests/benchmarks/bench_search.py        (or: make bench)
 
 Queries: random unit vectors, D = 512, warm cache; loading a model and embedding the sentence are
 not counted. Each way is timed in a row: threads of one that still spin would cost the next time.

@@ -1,6 +1,6 @@
 """How fast is the tokenizer? Captions per second beside open_clip's SimpleTokenizer.
 
-    python tests/bench_tokenizer.py [--rounds 5]
+    python tests/benchmarks/bench_tokenizer.py [--rounds 5]
 
 Both make the same (30,000, 77) ids, one after the other, round by round, in one thread; the medians
 are compared. Captions come from the Parquet files in $MINICLIP_DATA, or are made up where there are

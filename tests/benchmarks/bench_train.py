@@ -1,6 +1,6 @@
 """Training speed: pairs a second, ours beside transformers.CLIPModel of the same shape.
 
-    python tests/bench_train.py        (or: make bench)
+    python tests/benchmarks/bench_train.py        (or: make bench)
 
 Both towers, both losses, AdamW on both sides; rounds are interleaved, so that whatever else the
 machine does meets both. Ours runs as train.py runs it. Theirs runs as a careful user would: under

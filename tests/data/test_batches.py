@@ -1,4 +1,4 @@
-"""Tests of what miniclip/data.py hands the model: pixels, augmentation, batches, dropped words."""
+"""Batches: augmentation, order, captions, dropped words."""
 
 
 import numpy as np

@@ -150,6 +150,7 @@ def check_pixels(image: Image.Image, size=224):
     assert np.abs(Transform(size)(image).numpy() - exact).max() <= 1 / 255 / min(STD) + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [smooth, noise], ids=["smooth", "noise"])
 @pytest.mark.parametrize("size", [224, 64, 35, 336])
 def test_pixels_of_transformers(kind, size):

@@ -1,4 +1,4 @@
-"""Tests of miniclip/data.py: every broken image, the cache, the first n. See test_batches.py."""
+"""Pairs: everything odd is counted, the cache, the first n."""
 
 import os
 import stat
@@ -245,6 +245,7 @@ def test_two_builds_at_once_both_get_everything(photos, cache, monkeypatch, dama
     assert len(list(cache.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_both_get_everything(photos, cache):
     script = """if True:
         import sys

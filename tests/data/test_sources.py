@@ -1,4 +1,4 @@
-"""Tests of miniclip/sources.py: every source, found, read, and gone wrong."""
+"""Every source of pairs: found, read, and gone wrong."""
 
 import http.server
 import threading

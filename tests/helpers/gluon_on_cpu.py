@@ -1,18 +1,19 @@
-"""A small interpreter for triton_hopper.py: its programs, run on a CPU, at their worst.
+"""A small interpreter for triton_hopper.py: it runs the programs on a CPU, with the worst timing.
 
-Triton's own interpreter knows no Gluon. Here the parts of a program run as threads over PyTorch
-tensors, and whatever the hardware leaves open happens in the way that a mistake can least survive:
+Triton's own interpreter does not support Gluon. Here the parts of a program run as threads over
+PyTorch tensors. Where the hardware leaves the timing open, the interpreter chooses the one that
+exposes mistakes best:
 
-    a copy into shared memory    destroys what is there at once, and arrives either at once too or
-                                 as late as it may: when its barrier is waited for (EARLY of them)
-    a product                    reads its operands as late as it may: when it is waited for
+    a copy into shared memory    overwrites the old data with NaN at once. It arrives at once (a
+                                 share EARLY) or as late as possible: at the wait for its barrier
+    a product                    reads its operands as late as possible: at the wait for it
     a copy out of it             likewise
     a part that waits in vain    raises after SECONDS, instead of hanging
 
 So a slot that is given back too early, a barrier with one arrival too few or a parity that is off
-by one gives NaN, wrong numbers, an assertion or Deadlock. An element of global memory may be
-written by one part of one program only: else the order would decide. Layouts, registers and speed
-can't be seen here. Those are the compiler's (kernels/benchmarks/machine_code.py) and the GPU's.
+by one gives NaN, wrong numbers, an assertion or Deadlock. Only one part of one program may write an
+element of global memory; otherwise the result would depend on the order. Layouts, registers and
+speed can't be tested here. That takes the compiler (kernels/benchmarks/machine_code.py) and a GPU.
 """
 
 import random
@@ -29,7 +30,7 @@ OPTIONS = ("num_warps", "num_stages", "maxnreg")  # of a launch: not the kernel'
 
 
 class Deadlock(RuntimeError):
-    """A part of a program waited for what nobody will do."""
+    """A part of a program waited for something that never happens."""
 
 
 class Barrier:
@@ -95,7 +96,7 @@ class Pointer:
 
 
 class Descriptor:
-    """What a host's TensorDescriptor is to a kernel."""
+    """The kernel's view of a host's TensorDescriptor."""
 
     def __init__(self, host):
         self.data, self.layout, self.dtype = host.base.detach(), host.layout, host.base.dtype
@@ -104,13 +105,13 @@ class Descriptor:
             nbytes=host.block_shape[0] * host.block_shape[1] * host.base.itemsize)
 
     def window(self, corner):
-        """Where a tile from this corner on lies in the matrix, and how much of it is within."""
+        """→ the part of the matrix under the tile with this corner, and its place in the tile."""
         (rows, columns), (i, j) = self.block_type.shape, (int(x) for x in corner)
         inside = self.data[i:i + rows, j:j + columns]
         return inside, (slice(len(inside)), slice(inside.shape[1]))
 
 
-own = threading.local()  # of each part: its products and copies under way, its program's place
+own = threading.local()  # for each part: its pending products and copies, its program's place
 owners = {}  # (tensor, element): the part of a program that wrote it in this launch
 engine = random.Random(0)
 
@@ -177,7 +178,7 @@ def store(pointer, values, mask, add=False):
 
 
 def specialize(parts, warps, registers):
-    """Every part in a thread of its own; what one of them raises is raised here."""
+    """Run every part in a thread of its own, and raise here what one of them raises."""
     errors, place = [], own.place
 
     def run(number, function, arguments):
@@ -232,7 +233,7 @@ HOPPER = {
 
 
 def plain(module) -> dict:
-    """The module's names, with its Gluon functions as Python's, in the language above."""
+    """The module's names, with its Gluon functions as plain Python over the stand-ins above."""
     names = {name: getattr(x, "value", x) for name, x in vars(module).items()} | HOPPER
     for name, x in list(names.items()):
         if type(x).__name__ == "GluonJITFunction":
@@ -267,7 +268,7 @@ class Launcher:
 
 @contextmanager
 def on_cpu(module, monkeypatch, seed=0):
-    """Launches of the module's kernels happen here."""
+    """Within this context, the module's kernels run in this interpreter."""
     names = plain(module)
     engine.seed(seed)
     with monkeypatch.context() as patch:

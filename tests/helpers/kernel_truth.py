@@ -1,19 +1,20 @@
-"""What a backend of the loss has to get right, and how far off is too far.
+"""How exact the loss and gradients of a backend have to be.
 
-test_parity.py asks it of the backends. test_mutants.py asks it of copies with one mistake each, to
-show that the question can tell right from wrong.
+test_parity.py checks the backends. test_mutants.py checks copies with one mistake each, to show
+that the rule can tell right from wrong.
 
-The rule. Loss, dI, dT and ds are compared with `reference` in float64, on the very numbers that the
-backend was given. The largest error of each may be twice the one that plain PyTorch ("dense") makes
-at the same precision, plus an allowance for small sizes, where plain PyTorch is exact by luck:
+The rule. Loss, dI, dT and ds are compared with `reference` in float64, on exactly the backend's
+inputs. The largest error of each may be twice that of plain PyTorch ("dense") at the same
+precision, plus an allowance for small sizes, where plain PyTorch is exact by luck:
 
     ulps · s/2N Σ_j (P + Q + 2δ)_ij |T_j|  +  ε · s/2N Σ_j |P + Q − 2δ|_ij |T_j|  +  least number
 
-(for dI; dT, ds and direction "rows" alike; for the loss the ulps alone, whatever the type).
-ulps: 4 times the spacing of float32 at the largest |S|, at least that at 1, since an error of one
-ulp in S is one of that ratio in P and Q; and √N / 2 times the spacing at 1, which N additions in
-float32 leave behind in whatever order. ε, for 16-bit features only: G is rounded to their type,
-and so is the result, by ε/2 each; what underflows is off by at most the type's least number.
+(This is for dI; dT, ds and direction "rows" are alike. The loss gets the ulps alone, for any type.)
+ulps has two parts. The first is 4 times the spacing of float32 at the largest |S|, or at 1 if that
+is more: an error of one ulp in S is a relative error of that size in P and Q. The second is √N / 2
+times the spacing at 1: the error of N additions in float32, in any order. ε is for 16-bit features
+only: G and the result are both rounded to their type, by ε/2 each. A number that underflows is off
+by at most the type's least number.
 """
 
 from dataclasses import dataclass, field
@@ -30,11 +31,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRITON, BLOCKS = (pytest.param(name, marks=pytest.mark.skipif(
     find_spec("triton") is None, reason="the package triton is not installed"))
     for name in ("triton", "blocks"))
-FALLBACK = tuple(  # what NumPy says in Triton's interpreter where sums fail, on their way to anew
+FALLBACK = tuple(  # NumPy's warnings in Triton's interpreter where a sum fails and is done again
     f"ignore:{what} encountered in {where}:RuntimeWarning" for what, where in (
         ("overflow", "exp2"), ("overflow", "reduce"), ("overflow", "add"),
         ("divide by zero", "log2"), ("invalid value", "")))
-UPSTREAM = 0.75  # what the loss is multiplied by before it goes back
+UPSTREAM = 0.75  # the upstream gradient of the loss
 
 
 @dataclass
@@ -56,8 +57,8 @@ def pairs(M, N, D, *, seed=0, scale=14.3, dtype=torch.float32, norm=1.0, near=1.
           captions=None) -> Case:
     """Random features of one length whose texts lie near their images, as after some training.
 
-    M < N, or an offset: direction "rows". captions: so many rows share an image, as in a data set
-    with several captions for each photograph.
+    M < N, or an offset: direction "rows". captions: about how many rows share an image, as in a
+    data set with several captions for each photograph.
     """
     generator = torch.Generator().manual_seed(seed)
     images, texts = (torch.randn(n, D, generator=generator) for n in (M, N))
@@ -106,7 +107,7 @@ def matrices(case):
 
 
 def allowance(case) -> dict[str, float]:
-    """The part of the rule that doesn't ask plain PyTorch."""
+    """The part of the rule that does not depend on plain PyTorch."""
     I, T, s = case.arrays()  # noqa: E741
     S, P, Q, δ = matrices(case)
     ulps = (4.0 * np.spacing(np.float32(max(1, np.abs(S[np.isfinite(S)]).max())))
@@ -125,7 +126,7 @@ def allowance(case) -> dict[str, float]:
 def excess(case, backend, plain=2, loss=clip_loss) -> dict[str, float]:
     """{loss, dI, dT, ds: largest error over what the rule allows}: right if none is above 1.
 
-    plain: how often plain PyTorch's own error is allowed; where that overflows it excuses nothing.
+    plain: how many times plain PyTorch's error is allowed; none of it where that overflows.
     loss: a copy's clip_loss.
     """
     true, allowed = truth(case), allowance(case)
@@ -137,10 +138,11 @@ def excess(case, backend, plain=2, loss=clip_loss) -> dict[str, float]:
 
 
 def check_no_tile_is_missed(backend, dtype, N, D, loss=True):
-    """All features alike: every row and column of G is 2/N − 2δ and has the sum 0, but for a tile's
-    share, if one is left out or counted twice. Beside pairs that differ, 16 bits would hide that.
+    """All features are alike, so every row and column of G is 2/N − 2δ, with the sum 0. If a tile
+    is left out or counted twice, the sum is off by its share. Between different pairs, 16 bits
+    would hide that.
 
-    N: a power of 2, so that 2/N is rounded in no type, up to 2¹⁵, so that a tile's share shows.
+    N: a power of 2, so that no type rounds 2/N, and at most 2¹⁵, so that a tile's share shows.
     """
     features = F.normalize(torch.ones(N, D)).to(DEVICE, dtype)
     case = Case(features, features, 14.3)

@@ -1,6 +1,6 @@
-"""Lines of code, room by room: for whoever is curious (make loc).
+"""The lines of code of each file (make loc).
 
-Counted is what a reader has to read as code: not blank lines, comments or docstrings.
+Blank lines, comments and docstrings do not count.
 """
 
 import ast

@@ -2,7 +2,7 @@
 
 A mistake is a pair (right, wrong). `right` is found by its tokens: white space, line breaks,
 indentation and comments do not count, so that moving or re-wrapping code breaks no test. It must
-be there exactly once. A mistake that no longer finds its place fails, and says so.
+be there exactly once. If the place of a mistake is gone, its test fails and says so.
 """
 
 import importlib
@@ -22,7 +22,7 @@ number = count()
 
 
 def tokens_of(text: str) -> list[tokenize.TokenInfo]:
-    """The tokens that mean something."""
+    """The tokens of code, without layout and comments."""
     found = tokenize.generate_tokens(io.StringIO(text).readline)
     return [token for token in found if token.type not in LAYOUT]
 
@@ -58,6 +58,6 @@ def module_of(package, name: str):
 
 
 def forget(package):
-    """The copy's modules are imported no longer."""
+    """Remove the copy's modules from sys.modules."""
     for name in [name for name in sys.modules if name.split(".")[0] == package.__name__]:
         del sys.modules[name]

@@ -9,7 +9,7 @@ PNG = encoded(picture(0))
 
 
 def huge(width, height) -> bytes:
-    """A PNG of a few bytes that says it has as many pixels as it likes."""
+    """A PNG of a few bytes whose header claims width × height pixels."""
     png = bytearray(PNG)
     png[16:24] = struct.pack(">II", width, height)
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))

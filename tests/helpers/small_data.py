@@ -15,7 +15,7 @@ SIZE = 16
 
 
 def colour(i: int) -> tuple[int, int, int]:
-    """Image i is of one colour, so that an image that changed places is seen."""
+    """The one colour of image i: it shows when images have changed places."""
     return (37 * i % 256, (91 * i + 40) % 256, (151 * i + 80) % 256)
 
 
@@ -60,7 +60,7 @@ def write_images(folder: Path, ids):
 
 
 def write_csv(path: Path, ids, count=5):
-    """Several rows an image, image by image in every round, as shuffled files have them."""
+    """`count` rows an image: every round has one row of each image, as in a shuffled file."""
     rows = [f'{i}.jpg,"{text}, in colour"' for k in range(count) for i in ids
             for text in [texts(i)[k]]]
     path.write_text("\n".join(["image,caption", *rows]) + "\n", encoding="utf-8")

@@ -33,14 +33,14 @@ def write_run(folder: Path, seed=0) -> Path:
 
 
 def write_photograph(path: Path, number: int):
-    """Coarse noise, so that no two look alike even to a model that nobody trained."""
+    """Coarse noise, so that no two look alike even to an untrained model."""
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
     Image.fromarray(blocks).resize((40, 30), Image.Resampling.NEAREST).save(path)
 
 
 def drawn(monkeypatch, draw) -> plt.Figure:
-    """The one figure that a call draws, with what it wrote to disk done."""
+    """The one figure that a call draws; it is written to disk as usual."""
     figures, save = [], plots.save
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or save(
         figure, path))

@@ -1,4 +1,4 @@
-"""The benchmarks of the loss: what they write and draw, and peers that fail; no speed."""
+"""The benchmarks of the loss: what they write and draw, and how peers fail. Speed is not tested."""
 
 import ast
 import json
@@ -23,7 +23,7 @@ PEERS = {"memeff": "memeff", "inf-cl": "inf_cl", "cut-cross-entropy": "cut_cross
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without the large matrix product, without processes for memory, three turns each."""
+    """No large matrix product, no processes for memory, and three turns each."""
     monkeypatch.setattr(records, "ceilings", lambda cuda: (0.4, 20.0))
     monkeypatch.setattr(measuring, "memory_elsewhere", lambda impl, N: [1000 * N, 2_500_000])
     monkeypatch.setattr(measuring, "CPU_SECONDS", 0.0)
@@ -90,12 +90,12 @@ def test_a_run_that_is_cut_off_keeps_what_it_had(quick, monkeypatch, tmp_path):
 
 
 def wrong(I, T, s):  # noqa: E741
-    """Of a backend that leaves half of the pairs out."""
+    """The loss of a backend that leaves half of the pairs out."""
     return peers.CPU_IMPLS["dense"](I[::2], T[::2], s)
 
 
 def test_wrong_results_are_no_figures_but_a_peers_are(quick, monkeypatch, tmp_path, capsys):
-    """Nothing that is ours may look fast because it does less; of a peer it is told."""
+    """Ours must not look fast because it does less. A wrong peer is only reported."""
     monkeypatch.setitem(peers.CPU_IMPLS, "tiled", wrong)
     assert run(monkeypatch, "--sizes", 64, "--impls", "dense", "tiled", "--out", tmp_path) == 0
     out, rows = capsys.readouterr().out, json.loads(only(tmp_path, "*.json").read_text())["rows"]
@@ -197,6 +197,7 @@ def test_peers_that_run_here_give_the_same_loss_and_gradients(name, monkeypatch)
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_is_what_dense_must_hold():
     forward, both = measuring.memory_elsewhere("dense", 1024)  # a matrix of 1024² float32: 4.2 MB
     assert 4e6 < forward < 60e6 and 4e6 < both < 60e6
@@ -273,7 +274,7 @@ def test_tuning_needs_a_gpu(monkeypatch, capsys):
 
 
 def test_the_readmes_figures_of_a_gpu_are_the_recorded_ones():
-    """Both READMEs', and what the text makes of them."""
+    """The figures of both READMEs, and what the text concludes from them."""
     folder = records.RESULTS.parent
     record = json.loads((folder / "results/NVIDIA-H200.json").read_text())
     ours, all_ = ((path / "README.md").read_text() for path in (folder, folder.parent))

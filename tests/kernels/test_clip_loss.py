@@ -1,6 +1,6 @@
-"""Tests of kernels/clip_loss.py: what a caller may pass and gets back, from every backend alike.
+"""Tests of clip_loss.py: what a caller may pass and gets back, from every backend alike.
 
-How exact each backend is stands in test_kernel_parity.py, the equations in test_reference.py.
+test_parity.py tests how exact each backend is, test_reference.py the equations.
 """
 
 import doctest
@@ -24,7 +24,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 EVERY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS, "numpy"])
-ROUNDING = 3e-5  # of a loss or gradient that is 0 or so, with |S| = 100, as GPUs take logarithms
+ROUNDING = 3e-5  # of a loss or gradient near 0, with |S| = 100 and the logarithms of GPUs
 BUT_NUMPY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS])
 
 
@@ -69,7 +69,7 @@ def test_the_loss_is_a_float32_scalar_with_gradients_like_the_input(backend):
 @EVERY
 @pytest.mark.parametrize("n", [2, 17, 100])
 def test_features_that_say_nothing_cost_ln_n(n, backend):
-    """All alike, every answer is as good as any other: ln N, whatever the scale."""
+    """All are alike, so every answer is as good as any other: ln N, whatever the scale."""
     same = torch.ones(n, 8, device=DEVICE) / math.sqrt(8)
     for scale in (1.0, 100.0):
         loss = clip_loss(same, same, scale, backend=backend)
@@ -78,7 +78,7 @@ def test_features_that_say_nothing_cost_ln_n(n, backend):
 
 @EVERY
 def test_one_pair_has_no_wrong_answer(backend):
-    """But for what a GPU's rounding leaves of S' up to 144, in the gradients times the scale."""
+    """All is 0 but for a GPU's rounding of S' up to 144; gradients have it times the scale."""
     loss, *gradients = loss_and_gradients(*features(1, 8), 100.0, backend=backend)
     assert loss.abs() < ROUNDING
     allowed = ROUNDING if DEVICE == "cpu" else 100 * 2**-15
@@ -95,7 +95,7 @@ def test_right_pairs_cost_nothing_and_wrong_ones_the_scale(backend):
 
 @EVERY
 def test_both_directions_count(backend):
-    """Texts that all lie near image 0: as hard the other way round, if the roles are exchanged."""
+    """All texts lie near image 0. Exchanging images and texts does not change the loss."""
     images = torch.eye(3, device=DEVICE)
     texts = torch.tensor([[1, 0, 0], [1, 0.1, 0], [1, 0, 0.1]], device=DEVICE)
     both, back = (clip_loss(x, y, 10.0, backend=backend) for x, y in ((images, texts),
@@ -117,7 +117,7 @@ def test_large_similarities_do_not_overflow(backend):
 @EVERY
 @pytest.mark.filterwarnings(*FALLBACK)
 def test_nan_is_not_hidden(backend):
-    """Of a feature: every text's gradient has it, as its image is compared with every text."""
+    """One NaN in an image reaches every text's gradient: each text is compared with that image."""
     images, texts = features(5, 4)
     for index in range(5):
         broken = images.detach().clone()
@@ -180,6 +180,7 @@ def test_twice_in_one_graph(backend):
         3 * once[3] - swapped[3] / 2])
 
 
+@pytest.mark.slow
 @EVERY
 def test_any_strides(backend):
     """Transposed, every second number, a corner of something wider, one row or column repeated."""
@@ -211,7 +212,7 @@ def test_the_same_bits_every_time(backend):
 
 
 def test_no_gradients_of_gradients():
-    """Refused, not wrong; "dense" is there for who needs them."""
+    """They are refused, not wrong. "dense" supports them."""
     images, texts = features(3, 4)
     gradient, = torch.autograd.grad(
         clip_loss(images, texts, 10.0, backend="tiled"), images, create_graph=True)
@@ -363,7 +364,7 @@ def test_the_operators_are_what_they_say(both, backend):
 
 @BUT_NUMPY
 def test_what_is_kept_for_the_backward_pass(backend):
-    """M × N numbers by plain PyTorch; not by the others, which is what they are for."""
+    """Plain PyTorch keeps M × N numbers. The purpose of the others is not to."""
     images, texts = features(120, 3, N=130)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x,
@@ -486,6 +487,7 @@ def test_the_interpreter_is_not_asked_for_what_it_gets_wrong(backend):
     assert clip_loss(*features(3, 4, dtype=torch.bfloat16), 10.0).isfinite()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [TRITON, BLOCKS])
 def test_triton_needs_cuda_or_its_interpreter(backend):
     code = ("import torch; from miniclip_kernels import clip_loss; "
@@ -575,19 +577,19 @@ def test_bad_input_is_one_clear_line(arguments, options, message):
 
 
 def test_nothing_travels_before_the_input_is_checked():
-    """No group of processes is here, so that the first collective would fail otherwise."""
+    """There is no process group here, so a collective before the checks would fail."""
     ours = ClipLoss(rank=1, world_size=2)
     for images, texts, message in ((X, X[:3], "as many texts as images"),
                                    (X, X[:, :2], "must be \\(M, D\\)"), (X, X.half(), "not alike")):
         with pytest.raises(ValueError, match=message):
             ours(images, texts, 9.0)
     with pytest.raises(TypeError):
-        ClipLoss(True, True)  # open_clip's first two are others
+        ClipLoss(True, True)  # open_clip's first two arguments are different ones
 
 
 @EVERY
 def test_the_module_is_open_clips(backend):
-    """Its formula, written out; called as it is called there."""
+    """open_clip's formula, written out; the module is called as in open_clip."""
     images, texts = features(11, 6)
     scale = torch.tensor(12.5, device=DEVICE, requires_grad=True)
     logits_per_image = scale * images @ texts.T
@@ -634,11 +636,12 @@ def one_process(rank, world_size, folder):
         x /= world_size
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.barrier()
-    # The result is saved and everyone heard: leave without taking the group apart, where gloo's
-    # threads abort now and then (once in some 300 runs, both results on disk).
+    # The result is saved, and all processes know. Exit without destroying the group: there gloo's
+    # threads abort now and then (about once in 300 runs, with both results on disk).
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
 def test_two_processes_are_one(tmp_path):
     """The mean of their losses is the whole batch's loss, the mean of their gradients its own."""

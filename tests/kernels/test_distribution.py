@@ -1,4 +1,4 @@
-"""The kernels as a distribution of their own: a wheel, a vendored copy, and both projects' contents.
+"""The kernels as a distribution of their own: its wheel, a vendored copy, and both wheels' files.
 
 Each import happens in a process that knows the installed packages but nothing of this repository,
 not even its editable install.
@@ -63,7 +63,7 @@ def metadata(wheel: Path):
 
 
 def used_alone(path: Path, name: str) -> str:
-    """Use the package of that name from a folder, and what is installed, and nothing else."""
+    """Use the package of that name from a folder, with only the installed packages beside it."""
     installed = [sysconfig.get_path(kind) for kind in ("purelib", "platlib")]
     code = (f"import sys; sys.path += {[str(path), *installed]!r}\n"
             f"import importlib; kernels = importlib.import_module({name!r})\n{USE}")
@@ -74,6 +74,7 @@ def used_alone(path: Path, name: str) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_needs_torch_numpy_and_triton_alone(wheel):
     found = metadata(wheel)
     assert found["Name"] == "miniclip-kernels"
@@ -86,6 +87,7 @@ def test_the_wheel_needs_torch_numpy_and_triton_alone(wheel):
     assert {name for name in folders if not name.endswith(".dist-info")} == {"miniclip_kernels"}
 
 
+@pytest.mark.slow
 def test_the_wheel_works_alone(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
@@ -94,12 +96,14 @@ def test_the_wheel_works_alone(wheel, tmp_path):
     assert version == metadata(wheel)["Version"]
 
 
+@pytest.mark.slow
 def test_a_vendored_copy_works_under_another_name(tmp_path):
     shutil.copytree(ROOT / "kernels/miniclip_kernels", tmp_path / "somebody/miniclip_kernels")
     name, _, file = used_alone(tmp_path, "somebody.miniclip_kernels").split()
     assert name == "somebody.miniclip_kernels" and Path(file).is_relative_to(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_projects_wheel_has_both_and_every_file(tmp_path):
     wheel = build(".", tmp_path)
     with zipfile.ZipFile(wheel) as archive:

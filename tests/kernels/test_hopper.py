@@ -1,7 +1,7 @@
 """The backend "hopper" against float64: on a GPU of compute capability 9, else in gluon_on_cpu.py.
 
-The rule is kernel_truth.py's. On a CPU the sums' last step runs in Triton's interpreter, which
-can't multiply bfloat16, so there the loss itself is looked at in float16 only.
+The rule is that of kernel_truth.py. On a CPU, `finish` runs in Triton's interpreter, which can't
+multiply bfloat16. So there the loss itself is checked in float16 only.
 """
 
 from contextlib import nullcontext
@@ -72,8 +72,8 @@ def test_it_is_right(M, N, D, options, dtype, monkeypatch):
 @pytest.mark.parametrize("programs, block, D", [
     (1, 128, 70), (2, 384, 70), (5, 1024, 70), (132, 256, 70), (2, 1024, 512)])
 def test_with_any_number_of_programs(programs, block, D, monkeypatch):
-    """One for everything; several blocks each, of few parts and of more than the ring has room for;
-    a part of a row of tiles each; more than there are tiles.
+    """One program for everything; several blocks each, with few loads a tile and with more than the
+    pipeline has stages; a part of a row of tiles each; more programs than tiles.
     """
     with prepare(monkeypatch, programs, block):
         found = ratios(pairs(600, 600, D, dtype=torch.float16))
@@ -82,7 +82,7 @@ def test_with_any_number_of_programs(programs, block, D, monkeypatch):
 
 @TYPES
 def test_no_tile_is_missed_or_met_twice(dtype, monkeypatch):
-    """All of a GPU's programs at work, with more than one block of rows each where HERE."""
+    """On a Hopper GPU all programs are busy, with more than one block of rows each."""
     if HERE:
         check_no_tile_is_missed("hopper", dtype, N=2**15, D=512)
     else:
@@ -109,6 +109,7 @@ def test_every_program_has_about_as_much_to_do(M, N, programs):
     assert most <= 1.15 * blocks * tiles / programs + 2
 
 
+@pytest.mark.slow
 @ON_CPU
 def test_the_same_bits_whatever_arrives_first(monkeypatch):
     case, found = pairs(520, 520, 300, dtype=torch.float16), []
@@ -174,15 +175,15 @@ MISTAKES = {
             turns += 1
             if tile < work.last_tile:
                 columns"""),
-    "the block of I goes with the first consumer": ("barriers(1, 2)", "barriers(1, 1)"),
+    "the first consumer alone frees the block of I": ("barriers(1, 2)", "barriers(1, 1)"),
     "fewer bytes are announced than come": (
         "K_BLOCKS * I.block_type.nbytes", "(K_BLOCKS - 1) * I.block_type.nbytes"),
     "no fence before a quarter leaves": ("hopper.fence_async_shared()", "pass"),
     "a quarter is written over one before": ("tma.store_wait(1)", "tma.store_wait(2)"),
     "quarters are exchanged": (
         "gl.split(left) + gl.split(right)", "gl.split(right) + gl.split(left)"),
-    "both consumers store by one piece of memory": ("2 * CONSUMER + q % 2", "q % 2"),
-    "two quarters leave by one piece of memory": ("2 * CONSUMER + q % 2", "2 * CONSUMER"),
+    "both consumers store from the same buffers": ("2 * CONSUMER + q % 2", "q % 2"),
+    "all quarters are stored from one buffer": ("2 * CONSUMER + q % 2", "2 * CONSUMER"),
     "c is that of the first quarter": ("c_here[q]", "c_here[0]"),
     "the end does not wait": ("tma.store_wait(0)", "pass"),
     "an odd number of tiles": (
@@ -215,9 +216,9 @@ MISTAKES = {
 
 @pytest.fixture
 def errors_of(tmp_path, monkeypatch):
-    """errors_of(right, wrong): of square pairs and of a part, in a copy with that mistake.
+    """errors_of(right, wrong) → errors of a copy with that mistake, for "both" and for "rows".
 
-    An odd number of tiles, more loads for a tile than the pipeline has stages.
+    There is an odd number of tiles, and a tile has more loads than the pipeline has stages.
     """
     monkeypatch.setattr(gluon_on_cpu, "SECONDS", 2.0)
     monkeypatch.setattr(gluon_on_cpu, "EARLY", 0.0)
@@ -244,11 +245,12 @@ def test_a_copy_without_mistakes_passes(errors_of):
     assert max(errors_of()) <= 1
 
 
+@pytest.mark.slow
 @ON_CPU
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.filterwarnings("ignore")  # of threads that end with the mistake
 def test_a_mistake_is_found(mistake, errors_of):
-    """By NaN or wrong numbers, or a part of the program says that it waits in vain."""
+    """It gives NaN or wrong numbers, fails an assertion, or makes a part wait in vain."""
     try:
         errors = errors_of(*MISTAKES[mistake])
     except (gluon_on_cpu.Deadlock, AssertionError) as error:
@@ -276,7 +278,7 @@ def test_the_same_bits_200_times(programs, dtype, monkeypatch):
 @TYPES
 @pytest.mark.parametrize("options", [{}, {"captions": 5}, {"offset": 8192}], ids=str)
 def test_eight_thousand_against_blocks(options, dtype):
-    """The same numbers by the other way, whose tests are test_kernel_parity.py's."""
+    """The backend "blocks" gives the same numbers. test_parity.py tests that one."""
     case = pairs(8192, 3 * 8192 if "offset" in options else 8192, 512, dtype=dtype, **options)
     found, expected = (run(case, backend) for backend in ("hopper", "blocks"))
     for name, x in expected.items():
@@ -288,7 +290,7 @@ def test_eight_thousand_against_blocks(options, dtype):
 @TYPES
 @pytest.mark.parametrize("M, offset", [(5000, 0), (5000, 3001), (8192, None)])
 def test_every_entry_of_a_block_against_blocks(M, offset, dtype):
-    """Gradients hide what is wrong with small entries of G, beside those of the pairs."""
+    """Gradients hide errors in small entries of G, because those of the pairs are much larger."""
     N, D, both = 8192, 512, offset is None
     case = pairs(M, N, D, dtype=dtype, offset=offset)
     labels = backends.Labels(offset or 0, both)
@@ -314,6 +316,6 @@ def test_auto_is_hopper_compiled_or_not(dtype):
 
 @ON_HOPPER
 def test_sums_that_fail_are_done_again():
-    """Every image's text opposite to it, at scale 100: the running maximum of `finish`."""
+    """Every text is opposite to its image, at scale 100: `finish` needs its running maximum."""
     images = torch.eye(1, 64, device="cuda", dtype=torch.float16).repeat(300, 1)
     assert max(excess(Case(images, -images, 100.0), "hopper").values()) <= 1

@@ -1,8 +1,8 @@
-"""Triton's compiler takes the kernels, for GPUs that are not here: what the interpreter can't say.
+"""Triton's compiler takes the kernels, for GPUs that are not here. The interpreter can't test that.
 
-Compiled are the machine code of NVIDIA's Ampere (8.0), Hopper (9.0) and both Blackwells (10.0,
-12.0), with the tiles that a launch there would take. In a process of its own: with
-TRITON_INTERPRET=1, which the other tests need, Triton compiles nothing.
+Each test compiles machine code for NVIDIA's Ampere (8.0), Hopper (9.0) or one of both Blackwells
+(10.0, 12.0), with the tiles that a launch there would take. It does so in a process of its own:
+with TRITON_INTERPRET=1, which the other tests need, Triton compiles nothing.
 """
 
 import json
@@ -23,6 +23,7 @@ SIZES = [("bf16", 512, 80), ("bf16", 512, 90), ("bf16", 512, 100), ("bf16", 512,
 KIB = {80: 163, 90: 227, 100: 227, 120: 99}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, D, architecture", SIZES)
 def test_it_compiles(dtype, D, architecture, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -35,11 +36,11 @@ def test_it_compiles(dtype, D, architecture, tmp_path):
         assert kernel["async"], f"{name} waits for each tile of the features to arrive"
         if dtype != "fp32" and architecture == 90:
             assert kernel["wgmma"], f"{name} does without Hopper's matrix instruction"
-            # With ids, or rows alone and torn tiles: some in gradient.
+            # With ids, or with rows alone and ragged tiles, gradient has some spills.
             few = 150 if name == "gradient" and D % 64 else 0
             assert kernel["spills"] <= few, f"{name} fetches registers from memory between products"
             if "hopper" in name:
-                assert kernel["registers"] <= 232, name  # what each turn is given
+                assert kernel["registers"] <= 232, name  # what a consumer's thread gets
             if name in ("sums", "block") and D <= 512:  # two on a multiprocessor's 65,536 registers
                 assert kernel["registers"] <= 128 and 2 * kernel["shared"] <= 226 * 1024, name
         if dtype != "fp32" and architecture in (80, 120):

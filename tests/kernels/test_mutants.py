@@ -1,8 +1,8 @@
-"""One mistake at a time in a copy of the kernels: the question that parity asks finds each.
+"""One mistake at a time in a copy of the kernels: the parity rule finds each of them.
 
 A tolerance wide enough to let a wrong factor pass would let it pass everywhere. Each mistake is an
-expression and what stands in its place (`mutation.replace_expression`): white space and line breaks
-do not count, and an expression that is gone is said to be.
+expression and its replacement (`mutation.replace_expression`). White space and line breaks do not
+count. A missing expression is reported.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON, Case, excess, pairs
 def sure():
     """Pairs at right angles to all others, with a probability of 0.992: exact in float16.
 
-    So S is exact there too, and plain PyTorch's error small: what is left is that of G's cast.
+    So S is exact there too. Plain PyTorch's error is small: only the cast of G remains.
     """
     eye = torch.eye(64, device=DEVICE, dtype=torch.float16)
     return Case(eye, eye, 9.0)
@@ -115,13 +115,13 @@ MISTAKES = {
         "captions", ALL, "labels.image_ids, labels.text_ids", "None, None"),
     "ids leave the pair itself out": in_tiles(
         "captions", ALL, "(own == others) & (pair == 0)", "own == others"),
-    "what comes from above is ignored": in_triton(
+    "the upstream gradient is ignored": in_triton(
         "square", GRADIENTS, "tl.load(upstream) * weight / BOOST", "weight / BOOST"),
     "blocks: the factor 1/2 is missing": in_blocks(
         "square", GRADIENTS, "mean_weight(labels, M, N) /", "2 * mean_weight(labels, M, N) /"),
     "blocks: M and N are exchanged": in_blocks(
         "part", GRADIENTS, "mean_weight(labels, M, N) /", "mean_weight(labels, N, M) /"),
-    "blocks: what comes from above is ignored": in_blocks(
+    "blocks: the upstream gradient is ignored": in_blocks(
         "square", GRADIENTS, "* tl.load(upstream) * weight", "* weight"),
     "blocks: there are no columns": in_blocks(
         "square", GRADIENTS, "COLUMNS=labels.both", "COLUMNS=False"),
@@ -133,9 +133,9 @@ MISTAKES = {
         "self.label_offset + rows.start - columns.start", "self.label_offset"),
     "blocks: the first block of rows has the columns of all": in_blocks(
         "square", GRADIENTS, "c[columns] if labels.both else c", "c"),
-    "blocks: each block begins the sums of the texts anew": in_blocks(
+    "blocks: each block restarts the sums of the texts": in_blocks(
         "square", ["dT", "ds"], "block.T, own, first=rows.start == 0", "block.T, own, first=True"),
-    "blocks: each block begins the sums of the images anew": in_blocks(
+    "blocks: each block restarts the sums of the images": in_blocks(
         "square", ["dI"], "block, T[columns], first=columns.start == 0",
         "block, T[columns], first=True"),
     "blocks: the boost stays in": in_blocks("sure", GRADIENTS, "/ boost(I.dtype)", ""),
@@ -192,6 +192,7 @@ def copied(tmp_path, monkeypatch):
         mutation.forget(package)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [TRITON, BLOCKS, "tiled"])
 @pytest.mark.filterwarnings(*FALLBACK)
 def test_a_copy_without_mistakes_passes(backend, copied):
@@ -201,13 +202,14 @@ def test_a_copy_without_mistakes_passes(backend, copied):
             assert max(excess(case, backend, loss=package.clip_loss).values()) <= 1, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, backend", [
     pytest.param(name, mistake.backend, id=name,
                  marks=() if mistake.backend == "tiled" else TRITON.marks)
     for name, mistake in MISTAKES.items()])
 @pytest.mark.filterwarnings(*FALLBACK)
 def test_a_mistake_is_found(name, backend, copied):
-    """In the results where it must show, and well above the line."""
+    """The errors of the results that must show it are well above the limit."""
     mistake = MISTAKES[name]
     package = copied(backend, mistake.file, mistake.right, mistake.wrong)
     if mistake.case == "tall":

@@ -1,10 +1,10 @@
-"""The loss's backends against the reference in float64: on CUDA if there, else on this CPU.
+"""The loss's backends against the reference in float64: on CUDA if present, else on this CPU.
 
 Without CUDA, Triton's kernels run in its interpreter (conftest.py sets TRITON_INTERPRET=1): the
-same source and the same tests, tile by tile in NumPy. The rule, word for word in kernel_truth.py:
-the largest error of the loss and of each gradient is at most twice that of plain PyTorch ("dense")
-at the same precision, plus 4 ulp of the largest |S| and √N / 2 of 1 as float32, carried through,
-and for 16-bit features the rounding of G and of the result.
+same source and the same tests, tile by tile in NumPy. kernel_truth.py states the rule in full: the
+largest error of the loss and of each gradient is at most twice that of plain PyTorch ("dense") at
+the same precision, plus an allowance. The allowance is the effect of 4 ulp of the largest |S| and
+√N / 2 ulp of 1 in float32, and for 16-bit features the rounding of G and of the result.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ def small_blocks(monkeypatch, rows):
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """So that few rows are several tiles to the tiled backend too, none of them whole, and several
-    blocks to "blocks", on CUDA as in the interpreter."""
+    """Few rows make several tiles for the tiled backend too, all of them ragged. For "blocks" they
+    make several blocks, on CUDA as in the interpreter."""
     monkeypatch.setattr(tiled, "TILE", 24)
     small_blocks(monkeypatch, 64)
 
@@ -64,10 +64,11 @@ def skip_where_wrong(backend, dtype):
 # ------------------------------------------------------------------------------ sizes
 
 
+@pytest.mark.slow
 @EACH
 @TYPES
 def test_no_tile_is_missed_or_met_twice(dtype, backend, monkeypatch):
-    """On a GPU at a size that keeps all of it at work."""
+    """On a GPU, the size keeps all of it busy."""
     skip_where_wrong(backend, dtype)
     if DEVICE == "cuda":
         monkeypatch.setattr(tiled, "TILE", WHOLE_TILE)
@@ -84,17 +85,19 @@ def test_small(N, D, dtype, backend):
     check(pairs(N, N, D, dtype=dtype, seed=N + D), backend)
 
 
+@pytest.mark.slow
 @EACH
 @TYPES
 @pytest.mark.parametrize("M, N, D, offset", [
     (15, 15, 507, None), (17, 17, 2048, None), (64, 64, 64, None), (113, 203, 33, 0),
     (113, 203, 33, 90), (252, 507, 123, 131), (1, 150, 20, 149), (70, 71, 5, 1)])
 def test_larger(M, N, D, offset, dtype, backend):
-    """Whole tiles and torn ones, several slices of features, and rows of a part of the columns."""
+    """Whole and ragged tiles, several slices of features, and fewer rows than columns."""
     skip_where_wrong(backend, dtype)
     check(pairs(M, N, D, offset=offset, dtype=dtype), backend)
 
 
+@pytest.mark.slow
 @EACH
 def test_a_thousand(backend, monkeypatch):
     monkeypatch.setattr(tiled, "TILE", WHOLE_TILE)
@@ -113,11 +116,12 @@ def test_random_sizes(seed, backend):
                 scale=float(rng.uniform(1, 60))), backend)
 
 
+@pytest.mark.slow
 @EACH
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(st.data())
 def test_any_size(backend, data):
-    """Whatever hypothesis thinks of, edges first."""
+    """Sizes and options drawn by hypothesis, the extremes first."""
     M, D = data.draw(st.integers(1, 70), "M"), data.draw(st.integers(1, 20), "D")
     N = M + data.draw(st.integers(0, 40), "N − M")
     rows = N > M or data.draw(st.booleans(), "rows only")
@@ -132,7 +136,7 @@ def test_any_size(backend, data):
 
 
 def planted(kind, scale, dtype):
-    """70 pairs that training may lead to, or that only a test thinks of."""
+    """70 pairs as training may produce them, or as only a test would make them."""
     case = pairs(70, 70, 10, scale=scale, dtype=dtype, near=20.0 if kind == "aligned" else 1.0)
     images, texts = case.images, case.texts
     if kind == "duplicates":  # every pair twice: a wrong answer as good as the right one
@@ -194,6 +198,7 @@ def test_rows_are_copied_only_where_a_descriptor_cannot_take_them(_):
         assert copy is not unfit and copy.equal(unfit) and aligned(copy) is copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [TRITON, BLOCKS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda x: str(x)[6:])
 @pytest.mark.parametrize("M, N, D, options", [
@@ -202,7 +207,7 @@ def test_rows_are_copied_only_where_a_descriptor_cannot_take_them(_):
 @pytest.mark.skipif(DEVICE != "cpu", reason="a GPU takes the way that it has hardware for")
 def test_the_same_bits_without_hardware_for_descriptors(M, N, D, options, dtype, backend,
                                                         monkeypatch):
-    """What GPUs older than Hopper are given."""
+    """The path for GPUs older than Hopper."""
     from miniclip_kernels import triton_tiles
 
     case = pairs(M, N, D, dtype=dtype, **options)
@@ -218,7 +223,7 @@ def test_the_same_bits_without_hardware_for_descriptors(M, N, D, options, dtype,
 @pytest.mark.parametrize("options", [
     {}, {"scale": 100.0}, {"offset": 0, "captions": 4}], ids=str)
 def test_16_bits_are_read_exactly(options, dtype, backend):
-    """Better than plain PyTorch, which rounds S: nothing is lost before G and the result."""
+    """Only G and the result are rounded. Plain PyTorch also rounds S, and is less exact."""
     skip_where_wrong(backend, dtype)
     case = pairs(90, 90, 16, dtype=dtype, **options)
     check(case, backend, plain=0)
@@ -229,14 +234,14 @@ def test_16_bits_are_read_exactly(options, dtype, backend):
     (40, {}), (40, {"scale": 100.0}), (40, {"norm": 30.0, "scale": 100.0}), (40, {"captions": 4}),
     (43, {"offset": 3}), (43, {"offset": 2, "captions": 4})], ids=str)
 def test_plain_pytorch_is_right_itself(N, options):
-    """In float32, or "twice the error of plain PyTorch" would mean nothing."""
+    """This is in float32. Otherwise "twice the error of plain PyTorch" would mean nothing."""
     check(pairs(40, N, 16, **options), "dense", plain=0)
 
 
 @pytest.mark.parametrize("backend", ["tiled", "dense", "numpy"])
 @pytest.mark.parametrize("offset", [None, 5])
 def test_float64(offset, backend):
-    """Not float32 anywhere on the way."""
+    """No step in between is float32."""
     case = pairs(50, 50 if offset is None else 60, 7, dtype=torch.float64, captions=3,
                  offset=offset)
     true = truth(case)
@@ -250,7 +255,7 @@ def test_float64(offset, backend):
     {"direction": "rows", "label_offset": 2, "text_ids": [0, 1, 2, 1, 0, 4, 1, 0, 5]},
     {"text_ids": [0, 1, 2, 1, 0, 4]}], ids=str)
 def test_gradcheck(options, monkeypatch):
-    """PyTorch's own differences, through clip_loss as a caller sees it."""
+    """PyTorch's own finite differences of clip_loss, called as a user calls it."""
     monkeypatch.setattr(tiled, "TILE", 4)
     M, N = (5, 9) if "direction" in options else (6, 6)
     generator = torch.Generator().manual_seed(0)
@@ -279,7 +284,7 @@ def near_an_axis(images, texts, **options):
     return Case(*features, 100.0, options)
 
 
-# Inputs for which a fixed shift is not enough, and which sums it is not enough for.
+# Inputs for which a fixed shift is not enough, and the sums that fail.
 FAILING = {
     "all opposite": (near_an_axis([1] * 70, [-1] * 70), "every row", "every column"),
     "one image": (near_an_axis([1] + [-1] * 69, [-1] * 70), "some row", "no column"),
@@ -293,7 +298,7 @@ FAILING = {
 
 
 def outside(case):
-    """Which rows' and columns' sums of 2^(S' − shift) leave the window, in float32 NumPy."""
+    """Rows and columns whose sums of 2^(S' − shift) leave the window, in float32 NumPy."""
     from miniclip_kernels.triton_loss import HEADROOM, LARGEST, SMALLEST
 
     S = matrices(case)[0] / np.log(2)
@@ -329,7 +334,7 @@ def test_sums_that_fail_are_done_again(name, dtype, backend):
 
 @pytest.mark.parametrize("backend", [TRITON])
 def test_unit_vectors_do_without(backend):
-    """Of ordinary batches no sum fails, and the fixed shift is what is tested above."""
+    """No sum of an ordinary batch fails, so the tests above do test the fixed shift."""
     for scale in (1.0, 14.3, 100.0):
         assert not any(failed.any() for failed in outside(pairs(100, 100, 16, scale=scale)))
 
@@ -390,7 +395,7 @@ def test_tf32_is_felt(backend, float32_precision):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", [{}, {"captions": 5}, {"offset": 8192}])
 def test_eight_thousand_against_tiled(options, dtype, backend, monkeypatch):
-    """Too large for a float64 matrix in a test's time; the tiled backend stands for it."""
+    """A float64 matrix of this size takes too long for a test. "tiled" is the standard instead."""
     monkeypatch.setattr(tiled, "TILE", WHOLE_TILE)
     small_blocks(monkeypatch, 3000)
     case = pairs(8192, 3 * 8192 if "offset" in options else 8192, 256, dtype=dtype, **options)

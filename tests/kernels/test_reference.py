@@ -1,6 +1,6 @@
-"""Tests of kernels/reference.py: the formula in plain Python loops, and central differences.
+"""Tests of reference.py: the formula in plain Python loops, and central differences.
 
-Everything else is compared with this file, so that it is compared with nothing of the project.
+Everything else is compared with the reference, so the reference is compared with no project code.
 """
 
 import math
@@ -18,10 +18,10 @@ with_and_without_ids = pytest.mark.parametrize("ids", IDS, ids=["plain", "ids"])
 
 
 def loop(I, T, s, offset, direction, image_ids=None, text_ids=None):  # noqa: E741
-    """The loss as a sentence: for every question, minus the logarithm of the right answer's odds.
+    """The loss in words: for every question, minus the logarithm of the right answer's odds.
 
-    A question is an image among the texts, or a text among the images; a wrong answer that shows
-    the same image is not asked.
+    A question is an image among the texts, or a text among the images. Wrong answers that show the
+    same image are left out.
     """
     def similarity(i, j):
         return s * sum(I[i][d] * T[j][d] for d in range(len(I[0])))
@@ -83,7 +83,7 @@ def test_gradients_are_the_slopes(M, N, offset, direction, ids):
 
 
 def test_ids_leave_something_out():
-    """Or the cases above with ids would be the cases without."""
+    """Otherwise the cases with ids above would be the same as those without."""
     I, T, cut = some(3, 7, 4, IDS[1])  # noqa: E741
     assert abs(loss_and_gradients(I, T, 2.0, 4, "rows", *cut)[0]
                - loss_and_gradients(I, T, 2.0, 4, "rows")[0]) > 0.1

@@ -1,4 +1,4 @@
-"""Tests of miniclip/search.py: what is kept, what is found, whoever is killed, moved or broken."""
+"""Search: what is kept, what is found, whoever is killed, moved or broken."""
 
 import json
 import multiprocessing
@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_models import drawn, write_photograph
-from small_weights import write_run
+from small_models import drawn, write_photograph, write_run
 
 from miniclip import plots
 from miniclip.data.images import decode
@@ -325,7 +324,7 @@ def test_kill_and_go_on(folder, cache, run, tmp_path):
     """SIGKILL, which nothing can catch, while batches are written."""
     for i in range(300):
         write_photograph(folder / f"{i:03}.png", i)
-    code = ("import sys; from miniclip import search; search.BATCH = 3; "
+    code = ("import sys; from miniclip.tasks import search; search.BATCH = 3; "
             "search.index(sys.argv[1], sys.argv[2])")
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(run)],
                                stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Tests of zero-shot classification on a user's images: evaluate.py's second half, its pictures."""
+"""Zero-shot classification: a user's images, labels and templates; the report; planted models."""
 
 import copy
 import json
@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_data import encoded, flat
 from small_models import Stub, gray_images, stub, stub_tokenizer, write_photograph
-from small_weights import write_run
 
-import miniclip
 from miniclip.data import scenes
 from miniclip.data.images import Transform, read_image
 from miniclip.tasks.zero_shot import (
@@ -26,12 +24,6 @@ from miniclip.tasks.zero_shot import (
     zero_shot,
     zero_shot_report,
 )
-
-
-@pytest.fixture(scope="session")
-def loaded(tmp_path_factory):
-    """(model, tokenizer, transform) of an untrained run."""
-    return miniclip.load(write_run(tmp_path_factory.mktemp("classify") / "run"))
 
 
 def by_hand(loaded, path, labels, templates):

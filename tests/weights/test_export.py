@@ -13,7 +13,7 @@ from small_weights import CLIPS, NARROW, ODD, check_same, inputs, openai_tensors
 import miniclip
 from miniclip.config import TINY, ModelConfig
 from miniclip.data.images import Transform
-from miniclip.weights import export, pretrained
+from miniclip.weights import export
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
@@ -125,7 +125,7 @@ def test_nothing_is_overwritten_or_half_written(tmp_path, monkeypatch, format):
     def full(*arguments, **options):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(pretrained, "save_file", full)
+    monkeypatch.setattr("miniclip.weights.export.save_file", full)
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="no space left"):
         export.export(str(run), str(tmp_path / "to"), format)

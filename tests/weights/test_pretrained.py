@@ -157,6 +157,7 @@ def test_every_naming_gives_transformers_features(tmp_path, shape, file, quick_g
     check_same(outputs(model, pixels, tokens), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, layers, file", [
     ("ViT-B/32", 12, "weights.pt"), ("ViT-B/16", 2, "model.safetensors"),
     ("ViT-L/14", 2, "epoch_3.pt"), ("ViT-L/14@336px", 2, "pytorch_model.bin")])
