@@ -18,7 +18,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # on the disk before it takes the name
         os.replace(temporary, path)
-    except RuntimeError as error:  # torch.save's error for a full disk says neither
+    except RuntimeError as error:  # torch.save's error for a full disk names neither path nor disk
         raise OSError(f"{path} can't be written, is the disk full? ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)

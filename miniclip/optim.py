@@ -16,10 +16,10 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: all directions get about the same length (Jordan et al. 2024).
 
     A matrix's update is approximately the orthogonal matrix nearest to its momentum. So rare
-    directions move as far as frequent ones. The result is the same as torch.optim.Muon's, which
-    does not take convolutions. A kernel (out, in, k, k) is also a matrix, (out, in · k · k), which
-    multiplies patches. So each kernel has a second parameter that shares its memory, but has a
-    matrix's shape and its own gradient.
+    directions move as far as frequent ones. With bfloat16 products the result is that of
+    torch.optim.Muon, bit for bit; but that one does not take convolutions. A kernel (out, in, k, k)
+    is also a matrix, (out, in · k · k), which multiplies patches. So each kernel has a second
+    parameter that shares its memory, but has a matrix's shape and its own gradient.
 
     Products are computed in bfloat16 where the device has hardware for it, as in the original. On
     other CPUs bfloat16 would take 30 times as long as float32, so float32 is used.
@@ -52,10 +52,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """(m, n) → (m, n) with the same singular vectors, and singular values between 0.5 and 1.5.
+    """(m, n) → (m, n) with the same singular vectors, and singular values near 1.
 
-    A Newton-Schulz iteration: an odd polynomial of a matrix changes only its singular values. This
-    one drives all of them, small ones too, towards 1 in five steps (Jordan et al. 2024).
+    This is a Newton-Schulz iteration: an odd polynomial of a matrix changes only its singular
+    values. Five steps bring those above about a thousandth of the matrix's norm to between 0.5 and
+    1.5. Smaller ones stay smaller (Jordan et al. 2024).
     """
     a, b, c = NEWTON_SCHULZ
     X = matrix.to(torch.bfloat16 if bf16_is_fast(matrix.device) else torch.float32)
@@ -71,9 +72,9 @@ def orthogonalized(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for every matrix that features pass through, AdamW for the rest.
+    """Muon for matrices and convolutions, AdamW for gains, biases, embeddings and the scale.
 
-    Weight decay applies only to those matrices, not to gains, biases, embeddings and the scale.
+    Weight decay applies only to the first kind. With a muon_learning_rate of 0, AdamW takes both.
     """
     matrices, rest = [], []
     for name, parameter in model.named_parameters():

@@ -237,16 +237,16 @@ def scenes_sheet(path: Path, seed: int = 4):
             axis.set_xlabel(style, fontsize=7)
 
 
-SENTENCES = ("a red car on a street", "a white French bulldog", "an orange bird in the sky",
-             "a purple heart", "a green star above a yellow circle")
+SENTENCES = ("a red car", "a white French bulldog", "a bird in the sky",
+             "a small yellow diamond", "a pink triangle above a yellow arrow")
 
 
 def found_sheet(model, tokenizer, path: Path, seed: int = 5):
-    """Sentences, each with the scenes that it finds among 2,000 drawn from the seed."""
-    images, _, _ = scenes.generate(2000, seed)
+    """Sentences, each with the scenes that it finds among 5,000 drawn from the seed."""
+    images, _, _ = scenes.generate(5000, seed)
     features = embed_images(model, fit(images, model.config.image_size))
     scores = embed_texts(model, tokenizer, list(SENTENCES)) @ features.T  # (sentences, N)
-    with drawing(path, len(SENTENCES), FOUND + 1, grid=False, figsize=(9.6, 6.6),
+    with drawing(path, len(SENTENCES), FOUND + 1, grid=False, figsize=(9.6, 6.4),
                  width_ratios=[2.2, *[1] * FOUND]) as axes:
         for row, sentence, found in zip(axes, SENTENCES, scores.topk(FOUND).indices.tolist()):
             row[0].axis("off")

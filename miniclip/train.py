@@ -121,7 +121,8 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                 recent.add(loss, norm, scale, waited)
                 log_now = done % LOG_EVERY == 0
                 evaluate_now = done % config.eval_every == 0 or done == config.steps
-                save_now = evaluate_now or stop.asked
+                stopping = stop.asked  # looked at once: what stops has been saved
+                save_now = evaluate_now or stopping
                 if not (log_now or save_now):
                     continue  # without a wait for the device
 
@@ -137,7 +138,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                 progress["seconds"] = time.perf_counter() - begin
                 if save_now:
                     checkpoint.save_state(folder, model, optimizers, progress)
-                if stop.asked and done < config.steps:
+                if stopping and done < config.steps:
                     raise KeyboardInterrupt(
                         f"; go on with: miniclip train --run {quote(str(folder))} --resume")
                 recent = Recent()
@@ -274,7 +275,10 @@ def accuracy(image_features, text_features) -> float:
 
 
 def evaluate(folder: Path, model: CLIP, tokenizer: Tokenizer, held_out: Pairs, progress: dict):
-    """Recall on the held-out split. The weights are saved if they are the best so far."""
+    """Recall on the held-out split → a line of metrics.jsonl, one of similarity.jsonl, progress.
+
+    The weights are saved if they are the best so far.
+    """
     model.eval()
     step, metrics = progress["step"], retrieval(model, tokenizer, held_out)
     append_row(folder / "metrics.jsonl", {"step": step, **metrics})

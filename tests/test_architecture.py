@@ -130,12 +130,18 @@ def test_kernels_is_no_package_of_that_name():
 
 def test_there_is_a_folder_of_tests_for_each_room():
     """tests/data/test_pairs.py for data/pairs.py: whoever changes a file knows where to look."""
-    elsewhere = {"config", "files", "device", "optim", "data.drawing", "weights.names",
-                 "weights.checkpoint"}  # tested where they are used: test_train, test_scenes, …
+    elsewhere = {"config": "test_cli.py", "device": "test_train.py",
+                 "data.drawing": "data/test_scenes.py", "weights.checkpoint": "test_train.py",
+                 "weights.names": "weights/test_pretrained.py"}
     for path in ROOMS:
-        *folder, name = room_of(path).split(".")
-        if room_of(path) not in elsewhere:
-            assert ROOT.joinpath("tests", *folder, f"test_{name}.py").exists(), room_of(path)
+        room = room_of(path)
+        *folder, name = room.split(".")
+        tests = elsewhere.get(room, "/".join([*folder, f"test_{name}.py"]))
+        assert (ROOT / "tests" / tests).exists(), room
+        if room in elsewhere:
+            line = f"`miniclip/{room.replace('.', '/')}.py` in `tests/{tests}`"
+            text = " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
+            assert line in text, f"CONTRIBUTING.md should say: {line}"
 
 
 def test_the_public_names():
@@ -172,6 +178,18 @@ def test_functions_are_short_and_lines_fit(path):
             length = node.end_lineno - node.lineno + 1
             arguments = len(node.args.args) + len(node.args.kwonlyargs)
             assert length <= 70 and arguments <= 9, f"{node.name}: {length} lines, {arguments} args"
+
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md",
+                                  "kernels/README.md")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_pictures_are_there(path):
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("https://", "#")):
+            assert (path.parent / target.split("#")[0]).exists(), target
 
 
 def test_the_readmes_tree_is_the_real_one():

@@ -1,12 +1,16 @@
 """The backends, the choice among them, and their common interface.
 
-A backend is a module with two functions:
+A backend is a module with two functions ("dense" alone is a function that autograd follows):
 
     forward(I, T, scale, labels)                   → loss (), r (M,), c (N,) (or (0,) for rows)
     backward(upstream, I, T, scale, r, c, labels)  → dI (M, D), dT (N, D), ds ()
 
-To add one: write the module, name it in MODULES, refuse in `check` what it can't take, and add its
-name to the parity tests. `best` decides when "auto" uses it.
+Loss and ds have the dtype of the scale. r and c are a backend's own: only its `backward` reads
+them, and Triton's are in base 2.
+
+To add one: write the module, name it in MODULES and BACKENDS (and in TRITON if it needs Triton),
+refuse in `check` what it can't take, and add its name to the lists of tests/kernels/test_parity.py
+and test_clip_loss.py. `best` decides when "auto" uses it.
 """
 
 import importlib
@@ -63,8 +67,7 @@ def choose(backend: str, features: Tensor, N: int) -> str:
     """
     if backend == "auto":
         return best(features, N)
-    if backend in TRITON:
-        check(backend, features)
+    check(backend, features)
     return backend
 
 
@@ -111,7 +114,9 @@ def has_hopper(device) -> bool:
 
 
 def check(backend: str, features: Tensor):
-    """Raise ValueError, in one line, if a Triton backend can't take these features."""
+    """Raise ValueError, in one line, if this backend can't take these features."""
+    if backend not in TRITON:
+        return
     if not HAS_TRITON:
         raise ValueError(f"backend {backend!r} needs the package triton: not installed")
     from .triton_tiles import INTERPRETED, architecture

@@ -11,8 +11,9 @@ multiprocessor. It has three roles, which run at the same time:
 (Warp specialisation and ping-pong scheduling are those of FlashAttention-3, Shah et al. 2024,
 arXiv 2407.08608, §3.1.) A block of I, with all its D features, stays resident in shared memory for
 its whole row of tiles. So only T is loaded: half of what a tile of 128 × 128 reads otherwise. The
-block takes 128 KiB (D = 512). That leaves room for a pipeline of four stages, each 128 × 64 of T.
-In `block_kernel` four quarters of a tile of G fit as well, two for each consumer to store from.
+block takes 128 KiB (D = 512). That leaves room for a pipeline of four stages (eight up to
+D = 256), each 128 × 64 of T. In `block_kernel` four quarters of a tile of G fit as well, two for
+each consumer to store from.
 
 Producer and consumers wait for each other at mbarriers in shared memory. A barrier has phases. A
 phase ends when all expected arrivals have come and all announced bytes are there. A wait for parity
@@ -167,7 +168,7 @@ def sums_consumer(work, resident, pipeline, order, pairs, scale, room, row_sums,
                               pairs.image_ids, pairs.text_ids, RAGGED)
                 E = gl.exp2(S - shift)
                 row_sum += gl.sum(E, 1)
-                if BOTH:  # no other program writes this line, nor the other consumer these columns
+                if BOTH:  # no other program, nor the other consumer, adds to these columns of it
                     columns = tile * BLOCK + gl.arange(0, BLOCK, SUMS_LAYOUT)
                     line = column_sums + gl.cast(gl.program_id(0), gl.int64) * pairs.N
                     gl.atomic_add(line + columns, gl.convert_layout(gl.sum(E, 0), SUMS_LAYOUT),
@@ -279,7 +280,7 @@ def sums_kernel(I, T, scale, pairs, room, row_sums, column_sums,  # noqa: E741
                 RAGGED: gl.constexpr):
     """`triton_loss.sums_kernel`: row_sums (2 · splits, M), column_sums (groups, N).
 
-    Each consumer has a line of row sums. Grid (groups, splits).
+    Each consumer has a line of row sums. column_sums must be zero before. Grid (groups, splits).
     """
     resident, pipeline = resident_block(I, K_BLOCKS), pipeline_of(T, STAGES)
     order, work = barriers(2, 1), share_of(pairs.M, pairs.N)
@@ -318,7 +319,10 @@ def programs(device):
 
 @cache
 def grid(M, N, most):
-    """The grid (groups, splits) in which the program with the most tiles has the fewest."""
+    """The grid (groups, splits) in which the program with the most tiles has the fewest.
+
+    most: programs that run at the same time.
+    """
     blocks, tiles = cdiv(M, ROWS), cdiv(N, ROWS)
 
     def tiles_of_one(splits):
@@ -335,7 +339,7 @@ def tile_layout(dtype, width):
     return gl.NVMMASharedLayout.get_default_for([ROWS, width], gluon_type)
 
 
-def in_tiles(matrix, width=DEPTH):
+def gluon_tiles(matrix, width=DEPTH):
     """A descriptor that loads or stores tiles (ROWS, width) of the matrix."""
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [ROWS, width],
                             tile_layout(matrix.dtype, width))
@@ -356,7 +360,7 @@ def sums(I, T, scale, labels, room):  # noqa: E741
     column_sums = scale.new_zeros(groups, N) if labels.both else row_sums
     with on(I):
         sums_kernel[groups, splits](
-            in_tiles(I), in_tiles(T), scale, as_pairs(I, T, labels), room, row_sums,
+            gluon_tiles(I), gluon_tiles(T), scale, as_pairs(I, T, labels), room, row_sums,
             column_sums, **options_for(I, M, N, labels))
     return row_sums, column_sums
 
@@ -366,8 +370,8 @@ def write(block, I, T, scale, r, c, labels):  # noqa: E741
     M, N = block.shape
     with on(I):
         block_kernel[grid(M, N, programs(I.device))](
-            in_tiles(I), in_tiles(T), scale, as_pairs(I, T, labels), r, c,
-            in_tiles(block, QUARTER), BOOST=boost(I.dtype), **options_for(I, M, N, labels))
+            gluon_tiles(I), gluon_tiles(T), scale, as_pairs(I, T, labels), r, c,
+            gluon_tiles(block, QUARTER), BOOST=boost(I.dtype), **options_for(I, M, N, labels))
 
 
 forward = partial(triton_loss.forward, sums=sums)

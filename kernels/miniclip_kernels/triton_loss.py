@@ -15,8 +15,8 @@ There are three kernels. Each computes S in tiles that stay in registers and are
             ┌──────┬──────┬──────┬──────┐                 `groups`-th block of rows, in one of
             │ S₀₀  │ S₀₁  │ S₀₂  │ S₀₃  │ ─▶ Σ_j          `splits` stretches of columns. Σ_j stays
       rows: ├──────┼──────┼──────┼──────┤                 in registers; Σ_i is added to the
-     images │ S₁₀  │ S₁₁  │  …   │      │ ─▶ Σ_j          program's own line of a (groups, N)
-            └──────┴──────┴──────┴──────┘                 array, which no other program touches:
+     images │ S₁₀  │ S₁₁  │  …   │      │ ─▶ Σ_j          group's line of a (groups, N) array, in
+            └──────┴──────┴──────┴──────┘                 columns that no other program adds to:
                ▼      ▼      ▼      ▼                     the order of additions is always the
               Σ_i    Σ_i    Σ_i    Σ_i                    same.
 
@@ -24,7 +24,7 @@ There are three kernels. Each computes S in tiles that stay in registers and are
             ┌──────┬──────┬──────┬──────┐                 sums the loss: no product to speak of
     G_0· T =│ G₀₀  │ G₀₁  │ G₀₂  │ G₀₃  │ ─▶ dI₀
             └──────┴──────┴──────┴──────┘       gradient  S again, G from it, and G T into an
-                                                          accumulator (TILE, BLOCK_D): 2 products
+                                                          accumulator (HEIGHT, BLOCK_D): 2 products
                                                           for each slice of BLOCK_D features. Other
                                                           programs exchange I and T, for dT: S
                                                           becomes Sᵀ.
@@ -118,7 +118,7 @@ def sums_kernel(I, T, scale, pairs, room, row_sums, column_sums,  # noqa: E741
             columns = first_column + tl.arange(0, WIDTH)
             E = tl.exp2(similarities(S, first_row, first_column, tile) - shift)
             row_sum += tl.sum(E, 1)
-            if BOTH:  # "atomic" only to be added in the cache: nobody else writes this line
+            if BOTH:  # "atomic" only to be added in the cache: these sums are this program's own
                 line = column_sums + group.to(tl.int64) * N + columns
                 tl.atomic_add(line, tl.sum(E, 0), mask=columns < N, sem="relaxed")
         tl.store(row_sums + split.to(tl.int64) * M + rows, row_sum, mask=rows < M)
@@ -191,10 +191,11 @@ def finish_kernel(I, T, scale, pairs, room, row_sums, column_sums, splits, group
 def block_gradient(S, first_row, r, c, row_slices, column_slices, dA, factor, tile,
                    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                    BOOST: tl.constexpr):
-    """Write a block of rows and a slice of features of dA (M, D) = scale · factor · G B.
+    """Write a block of rows and a slice of features of dA (M, D) = scale · factor · BOOST · G B.
 
     A and B are the features of S's rows and columns. row_slices and column_slices are the same in
-    tiles (HEIGHT, BLOCK_D). → Σ ⟨factor · G B, A⟩ over both: the block's share of ds, if A is I.
+    tiles (HEIGHT, BLOCK_D). Tiles of S must be square. The caller divides factor by BOOST.
+    → Σ ⟨factor · BOOST · G B, A⟩ over both: the block's share of ds, if A is I.
     """
     M, N = S.rows.count, S.columns.count
     first_feature = tl.program_id(1) * BLOCK_D

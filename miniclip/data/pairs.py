@@ -57,7 +57,7 @@ def cache_folder() -> Path:
 def load_pairs(source: Source, split: str, size: int, limit: int = 0) -> Pairs:
     """The first `limit` images (0: all) of a split, from the cache, built first if need be.
 
-    Raises ValueError for a negative limit and for a source that is not in one of the four forms,
+    Raises ValueError for a negative limit and for a source that can't be read,
     HubUnreachable for a Hub that does not answer.
     """
     if not 0 <= limit < 2**63:

@@ -3,7 +3,8 @@
     model.safetensors   the best weights so far          config.json     the model's shape
     state.pt            the last step, to resume from    train.json      the run's settings
     tokenizer.json      merges and context length        metrics.jsonl   figures, step by step
-    lock                held by the process that writes
+    similarity.jsonl    cosines of a few held-out pairs  metrics.json    figures, at the end
+    lock                held by the process that writes  *.png           four pictures, at the end
 
 A process that is killed during a write leaves the old file unchanged.
 """

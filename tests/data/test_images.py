@@ -179,7 +179,7 @@ def test_pixels_of_every_mode(mode):
     check_pixels(image, 32)
 
 
-def test_pixels_of_photographs(real_data):
+def test_pixels_of_real_photographs(real_data):
     import pyarrow.parquet as pq
 
     table = pq.read_table(next(real_data.glob("validation*.parquet")), columns=["image"])

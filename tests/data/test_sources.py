@@ -364,7 +364,7 @@ def test_a_cached_data_set_needs_no_hub(hub_of, monkeypatch):
 # ------------------------------------------------------------------------------- real photographs
 
 
-def test_flickr8k_itself(real_data):
+def test_real_flickr8k(real_data):
     source = Source.find(str(real_data))
     for split, expected in (("train", 6000), ("validation", 1000)):
         shards = sorted(real_data.glob(f"{split}*.parquet"))

@@ -1,4 +1,4 @@
-"""Small data sets that the tests of sources.py and data.py write: one plain colour an image."""
+"""Small data sets that the tests of miniclip/data write: one plain colour an image."""
 
 import io
 from pathlib import Path
