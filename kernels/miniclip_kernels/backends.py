@@ -8,12 +8,11 @@ A backend is a module with two functions ("dense" alone is a function that autog
 Loss and ds have the dtype of the scale. r and c are a backend's own: only its `backward` reads
 them, and Triton's are in base 2.
 
-To add one: write the module, name it in MODULES and BACKENDS (and in TRITON if it needs Triton),
+To add one: write the module, name it in `module` and BACKENDS (and in TRITON if it needs Triton),
 refuse in `check` what it can't take, and add its name to the lists of tests/kernels/test_parity.py
 and test_clip_loss.py. `best` decides when "auto" uses it.
 """
 
-import importlib
 import importlib.util
 import warnings
 from functools import cache
@@ -24,8 +23,6 @@ from torch import Tensor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # once: torch.compile can't look
 TRITON = ("triton", "blocks", "hopper")  # need the package triton
-MODULES = {"triton": "triton_loss", "blocks": "triton_blocks", "hopper": "triton_hopper",
-           "tiled": "tiled", "numpy": "numpy_loss"}
 BACKENDS = ("auto", *TRITON, "tiled", "dense", "numpy")
 
 TRITON_FEATURES = 2048  # D, at most
@@ -51,8 +48,18 @@ class Labels(NamedTuple):
 
 
 def module(backend: str):
-    """The backend's module; Triton is imported only where it is used."""
-    return importlib.import_module(f".{MODULES[backend]}", __package__)
+    """The backend's module. Triton is imported only where it is used."""
+    if backend == "triton":
+        from . import triton_loss as found
+    elif backend == "blocks":
+        from . import triton_blocks as found
+    elif backend == "hopper":
+        from . import triton_hopper as found
+    elif backend == "tiled":
+        from . import tiled as found
+    else:
+        from . import numpy_loss as found
+    return found
 
 
 def check_name(backend):

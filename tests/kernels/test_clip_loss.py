@@ -664,3 +664,11 @@ def test_the_readmes_example_prints_what_it_says():
     test = doctest.DocTestParser().get_doctest(example, {}, "README.md", None, 0)
     assert len(test.examples) == 10
     assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_kernels_readmes_first_lines_run():
+    text = (Path(__file__).parents[2] / "kernels/README.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    assert names["loss"].isfinite()
+    assert all(names[name].grad.abs().sum() > 0 for name in ("images", "texts", "scale"))
