@@ -57,10 +57,10 @@ figures: $(READY)  ## draw every picture again: README's, benchmarks' and lesson
 	$(BIN)python -m miniclip.plots runs/lessons
 
 # One process for each core, each of one thread: most tests are Python's own work.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)python -m pytest -n auto --dist loadfile
 
 test: $(READY)  ## every test: tests/ and the lessons, some ten minutes
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --no-loadscope-reorder $(ARGS)
 
 quick: $(READY)  ## what to run before each commit: ruff, and the tests that are not slow
 	$(BIN)python -m ruff check .

@@ -202,6 +202,7 @@ def test_an_older_run_is_set_aside(tmp_path, capsys):
         assert f"run was there already; it is now {folder}.{number}\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_loading_a_model_loads_no_compiler(run):
     """torch._dynamo takes half a second, and came with the way PyTorch fills an embedding."""
     code = ("import sys, miniclip.cli; miniclip.load(sys.argv[1]); "

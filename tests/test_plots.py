@@ -108,6 +108,7 @@ def test_curves_show_loss_recall_and_guessing(tmp_path, figures):
     assert other != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["svg", "pdf", "jpg", "webp", "tiff"])
 def test_other_kinds_of_files_have_the_same_bytes_twice(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
@@ -122,6 +123,7 @@ def test_chance_is_no_more_than_everything(tmp_path, figures):
     assert lines(figures[0].axes[1])[-1][1] == [100, 100]
 
 
+@pytest.mark.slow
 def test_a_notebook_keeps_its_pictures():
     """Whoever imports miniclip after choosing how figures are shown has chosen."""
     code = ("import matplotlib; matplotlib.use('svg'); import miniclip, miniclip.cli; "
@@ -162,6 +164,7 @@ def framed(axis) -> bool:
         plots.GREEN) for spine in axis.spines.values())
 
 
+@pytest.mark.slow
 def test_the_retrieval_sheet_frames_what_is_right(tmp_path, figures, model, tokenizer, pairs):
     twice(tmp_path, lambda path: plots.retrieval_sheet(model, tokenizer, pairs, path))
     images = plots.embed_images(model, pairs.images)
@@ -211,6 +214,7 @@ def test_captions_that_look_like_formulas(tmp_path, figures, model, tokenizer, p
     assert any("$\\frac$" in text for text in words(figures[0]))
 
 
+@pytest.mark.slow
 def test_fewer_images_than_the_sheets_have_room_for(tmp_path, model, tokenizer, pairs):
     few = Pairs(pairs.images[:1], pairs.captions[:1], "photos:validation", "")
     plots.retrieval_sheet(model, tokenizer, few, tmp_path / "retrieval.png")

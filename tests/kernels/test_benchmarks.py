@@ -230,6 +230,7 @@ def test_a_run_on_a_gpu(monkeypatch, tmp_path):
 # ------------------------------------------------------------------------------ make tune-gpu
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("_", [TRITON])
 def test_candidates_are_tried_and_the_kernels_left_as_they_were(_, quick, monkeypatch, tmp_path):
     import tune_clip_loss as tune

@@ -334,6 +334,7 @@ def test_compiled_in_one_graph(backend):
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "dense", "tiled", TRITON, BLOCKS])
 def test_compiled_once_for_every_batch_size(backend):
     torch.compiler.reset()
@@ -348,6 +349,7 @@ def test_compiled_once_for_every_batch_size(backend):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tiled", TRITON, BLOCKS, "numpy"])
 @pytest.mark.parametrize("both", [True, False])
 def test_the_operators_are_what_they_say(both, backend):

@@ -69,6 +69,7 @@ def test_it_is_right(M, N, D, options, dtype, monkeypatch):
     assert max(found.values()) <= 1, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("programs, block, D", [
     (1, 128, 70), (2, 384, 70), (5, 1024, 70), (132, 256, 70), (2, 1024, 512)])
 def test_with_any_number_of_programs(programs, block, D, monkeypatch):
@@ -240,6 +241,7 @@ def errors_of(tmp_path, monkeypatch):
         mutation.forget(package)
 
 
+@pytest.mark.slow
 @ON_CPU
 def test_a_copy_without_mistakes_passes(errors_of):
     assert max(errors_of()) <= 1

@@ -105,6 +105,7 @@ def test_a_thousand(backend, monkeypatch):
     check(pairs(1000, 1000, 6, scale=30.0), backend)
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("seed", range(6))
 def test_random_sizes(seed, backend):
@@ -152,6 +153,7 @@ def planted(kind, scale, dtype):
     return Case(images, texts, scale)
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda x: str(x)[6:])
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
@@ -162,6 +164,7 @@ def test_structure(kind, scale, dtype, backend):
     check(planted(kind, scale, dtype), backend)
 
 
+@pytest.mark.slow
 @EACH
 @TYPES
 @pytest.mark.parametrize("offset", [None, 0, 40])
@@ -320,6 +323,7 @@ def test_these_sums_do_fail(name, backend):
         assert quantity == ("every" if failed.all() else "some" if failed.any() else "no"), what
 
 
+@pytest.mark.slow
 @EACH
 @TYPES
 @pytest.mark.parametrize("name", FAILING)

@@ -501,6 +501,7 @@ def test_pickles_that_are_no_weights(tmp_path, write, words):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_torchscript_archive_is_refused_and_converted(tmp_path):
     """OpenAI publishes such archives; the line says how to take the weights out."""
     class Holder(torch.nn.Module):
