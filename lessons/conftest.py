@@ -32,6 +32,13 @@ pytest_collect_file = Sybil(
     pattern="[0-9]*.md", fixtures=["in_the_lessons_folder"]).pytest()
 
 
+def pytest_collection_modifyitems(items):
+    """The first block that needs the model trains it, and others wait: minutes on a slow machine."""
+    for item in items:
+        if item.path.suffix == ".md":
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory):
     """A copy of lessons/ in an empty project folder; figures come back from it if asked for."""
