@@ -33,7 +33,7 @@ pytest_collect_file = Sybil(
 
 
 def pytest_collection_modifyitems(items):
-    """The first block that needs the model trains it, and others wait: minutes on a slow machine."""
+    """The first block that needs the model trains it, others wait: minutes on a slow machine."""
     for item in items:
         if item.path.suffix == ".md":
             item.add_marker(pytest.mark.timeout(1800))
