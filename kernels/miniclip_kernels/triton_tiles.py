@@ -41,7 +41,10 @@ class Side(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """S = scale · rows.features columns.featuresᵀ, (rows.count, columns.count), tile by tile."""
+    """S = scale · rows.features columns.featuresᵀ, (rows.count, columns.count), tile by tile.
+
+    Each kernel builds it for itself: Triton 3.6 can't return a tuple that holds None (no ids).
+    """
 
     rows: Side
     columns: Side
