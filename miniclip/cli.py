@@ -17,17 +17,26 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from miniclip import plots
+from miniclip.commands import transfer
+from miniclip.commands.shared import (
+    MODEL_HELP,
+    as_json,
+    common_options,
+    open_model,
+    parse_bool,
+    read_labels,
+    template_options,
+    weights_options,
+)
 from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_config
 from miniclip.data.labelled import labelled_images
 from miniclip.data.pairs import load_pairs
 from miniclip.data.sources import Source, one_line
-from miniclip.device import pick_device
 from miniclip.files import read_text
 from miniclip.tasks.retrieval import retrieval
 from miniclip.tasks.search import DEFAULT_MODEL, find, index, search
 from miniclip.tasks.zero_shot import DRAWN_CLASSES, TEMPLATES, classify, zero_shot_report
 from miniclip.train import Diverged, train
-from miniclip.weights import pretrained
 from miniclip.weights.export import FORMATS, export
 
 DRAWN = 100  # images in a sheet, at most
@@ -41,12 +50,6 @@ def add_settings(parser: argparse.ArgumentParser, kind, title: str):
         group.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE",
                            type={bool: parse_bool, tuple: parse_tuple}.get(parse, parse),
                            help=field.metadata["help"])
-
-
-def parse_bool(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
 
 
 def parse_tuple(text: str) -> tuple[int, ...]:
@@ -81,17 +84,6 @@ def run_train(arguments):
         print_training(metrics, folder)
 
 
-def as_json(arguments, figures) -> bool:
-    """Print the figures as JSON if --json was given. Returns whether it was."""
-    if arguments.json:
-        print(json.dumps(figures, indent=2))
-    return arguments.json
-
-
-def open_model(arguments, source: str):
-    return pretrained.load(source, pick_device(arguments.device), arguments.quick_gelu)
-
-
 def run_eval(arguments):
     """miniclip eval: the standard retrieval protocol; or, with --zero-shot, classification."""
     loaded = open_model(arguments, arguments.run)
@@ -119,11 +111,12 @@ def run_zero_shot(arguments, loaded):
     except (json.JSONDecodeError, AttributeError, TypeError):
         raise ValueError(f'{arguments.names} must be JSON of the form {{"folder": "class name", …}}'
                          ) from None
-    rows, names = labelled_images(arguments.data, arguments.split, renamed)
+    rows, names, templates = labelled_images(arguments.data, arguments.split, renamed)
     if arguments.plot and len(names) > (most := DRAWN_CLASSES):
         raise ValueError(f"--plot can show {most:,} classes; there are {len(names):,}")
     metrics, confusion = zero_shot_report(
-        loaded, islice(rows, arguments.limit or None), names, arguments.template or TEMPLATES)
+        loaded, islice(rows, arguments.limit or None), names,
+        arguments.template or templates or TEMPLATES)
     if not as_json(arguments, metrics):
         print_zero_shot(metrics, names)
     if arguments.plot:  # last: if it can't be written, the figures are out already
@@ -143,12 +136,7 @@ def print_zero_shot(metrics: dict, names: list[str]):
 
 def run_classify(arguments):
     """miniclip classify: how likely each label is, image by image."""
-    labels = arguments.labels.split(",")
-    if arguments.labels.startswith("@"):
-        labels = read_text(Path(arguments.labels[1:])).splitlines()
-    labels = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
-    if not labels:
-        raise ValueError("give at least one label, such as --labels dog,cat")
+    labels = read_labels(arguments.labels)
     chances = classify(arguments.image, labels, open_model(arguments, arguments.model),
                        arguments.template or TEMPLATES)
     rows = [sorted(zip(row.tolist(), labels), reverse=True) for row in chances]
@@ -244,9 +232,8 @@ Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Ne
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="miniclip", description="CLIP from scratch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    common.add_argument("--json", action="store_true", help="print the figures as JSON")
+    common, weights = common_options(), weights_options()
+    prompts = [common, weights, template_options()]
 
     command = commands.add_parser("train", parents=[common], help="train a CLIP into a run folder")
     command.add_argument("--preset", default=next(iter(PRESETS)), choices=PRESETS,
@@ -257,13 +244,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_settings(command, ModelConfig, "model settings")
     command.set_defaults(function=run_train)
 
-    weights = argparse.ArgumentParser(add_help=False)
-    weights.add_argument("--quick-gelu", type=parse_bool, metavar="true|false", help="for files of "
-                         "weights that don't say which GELU they need (OpenAI's: true)")
-    templates = argparse.ArgumentParser(add_help=False, parents=[weights])
-    templates.add_argument("--template", action="append", metavar="TEXT", help='such as "a photo '
-                           'of a {}"; may be given several times (default: an ensemble)')
-    command = commands.add_parser("eval", parents=[common, templates],
+    command = commands.add_parser("eval", parents=prompts,
                                   help="recall on a split of pairs; --zero-shot: classification")
     command.add_argument("run", metavar="RUN", help=MODEL_HELP)
     command.add_argument("--data", help="shapes, folder or Hub id (else $MINICLIP_DATA, Flickr8k)")
@@ -271,12 +252,14 @@ def build_parser() -> argparse.ArgumentParser:
                                          "all of a folder")
     command.add_argument("--limit", type=int, default=0, help="only the first so many images")
     command.add_argument("--zero-shot", action="store_true",
-                         help="classify: --data is shapes, a folder of one folder for each class, "
-                              "or a Hub set with class labels")
+                         help="classify: --data is shapes, a folder of one folder for each class "
+                              "or of tar shards, or a Hub set of either kind, such as "
+                              "clip-benchmark/wds_imagenetv2")
     command.add_argument("--names", metavar="FILE", help='zero-shot: JSON {"folder": "class name"}')
     command.add_argument("--plot", metavar="FILE", help="zero-shot: draw the confusion matrix")
     command.set_defaults(function=run_eval)
-    add_everyday(commands, common, weights, templates)
+    add_everyday(commands, common, weights, prompts)
+    transfer.add_commands(commands, prompts)
 
     command = commands.add_parser("export", help="write a run's weights for another project")
     command.add_argument("run", metavar="RUN", help="a run's folder")
@@ -286,9 +269,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_everyday(commands, common, weights, templates):
+def add_everyday(commands, common, weights, prompts):
     """Add the commands that work on a user's own photographs."""
-    command = commands.add_parser("classify", parents=[common, templates],
+    command = commands.add_parser("classify", parents=prompts,
                                   help="which label fits an image")
     command.add_argument("image", nargs="+", metavar="IMAGE")
     command.add_argument("--labels", required=True, metavar="A,B,…",
@@ -316,9 +299,6 @@ def add_everyday(commands, common, weights, templates):
     command.add_argument("--sheet", metavar="FILE", help="the contact sheet "
                          "(default search.png in the index; none with --json)")
     command.set_defaults(function=run_search)
-
-
-MODEL_HELP = "a run's folder, a file of weights or a Hub id"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -63,6 +63,14 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
+    def value_path(self, x):
+        """The block as if every token saw itself alone: its own value, mixed with no other's.
+
+        MaskCLIP (Zhou et al. 2022, arXiv 2112.01071, section 3.2). (B, T, C) → (B, T, C).
+        """
+        x = x + self.attention.out(self.attention.qkv(self.norm1(x)).chunk(3, dim=-1)[2])
+        return x + self.mlp(self.norm2(x))
+
 
 class VisionTransformer(nn.Module):
     """Pixels (B, 3, S, S) → image embeddings (B, D) (Dosovitskiy et al. 2021, arXiv 2010.11929).
@@ -91,16 +99,42 @@ class VisionTransformer(nn.Module):
         self.norm_post = nn.LayerNorm(width)
         self.projection = nn.Parameter(torch.empty(width, config.embed_dim))
 
-    def forward(self, pixels):
+    def embed(self, pixels):
+        """Pixels (B, 3, S, S) → what the first block gets: tokens (B, T, C)."""
         pixels = pixels.contiguous(memory_format=torch.channels_last)  # faster convolutions
         x = self.patches(self.stem(pixels))  # (B, C, S/P, S/P)
         x = x.flatten(2).transpose(1, 2)  # (B, T, C)
         if self.class_token is not None:
             x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        x = self.blocks(self.norm_pre(x + self.positions))
+        return self.norm_pre(x + self.positions)
+
+    def features(self, pixels):
+        """Pixels (B, 3, S, S) → (B, C), before the projection: what a linear probe is given."""
+        x = self.blocks(self.embed(pixels))
         # OpenAI normalises only the class token. With mean pooling the mean takes its place.
-        x = x[:, 0] if self.class_token is not None else x.mean(dim=1)  # (B, C)
-        return self.norm_post(x) @ self.projection  # (B, D)
+        return self.norm_post(x[:, 0] if self.class_token is not None else x.mean(dim=1))
+
+    def forward(self, pixels):
+        return self.features(pixels) @ self.projection  # (B, D)
+
+    def dense(self, pixels):
+        """Pixels (B, 3, S, S) → one embedding for each patch: (B, S/P, S/P, D), not normalised.
+
+        Training asks only for the embedding of the whole image. With mean pooling each token is a
+        summand of it, and is projected as the mean would be. With a class token the others are
+        never read, so that the last block uses them for what it likes; their values still say what
+        lies there (`Block.value_path`).
+        """
+        x = self.embed(pixels)
+        if self.class_token is None:
+            x = self.blocks(x)
+        else:
+            for block in self.blocks[:-1]:
+                x = block(x)
+            x = self.blocks[-1].value_path(x)[:, 1:] if len(self.blocks) else x[:, 1:]
+        x = self.norm_post(x) @ self.projection  # (B, T, D)
+        side = math.isqrt(x.shape[1])
+        return x.unflatten(1, (side, side))
 
 
 class TextTransformer(nn.Module):

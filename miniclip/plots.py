@@ -5,6 +5,7 @@ On one machine, the same figures always give the same bytes.
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure  # not pyplot: a notebook keeps its own backend
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
 from miniclip.data import scenes
@@ -199,6 +202,71 @@ def classified_sheet(images: list, names: list[str], chances, path):
         for (picture, bars), image, row in zip(axes, images, chances):
             show(picture, thumbnail(image))
             show_chances(bars, row, names)
+
+
+def label_colours(count: int) -> np.ndarray:
+    """A colour for each label, (count, 3) from 0 to 1, evenly spaced in hue."""
+    return hsv_to_rgb([[(0.6 + k * 0.381966) % 1, 0.75, 0.9] for k in range(count)])
+
+
+def legend(axis, labels: list[str], colours):
+    """The labels beside a picture, each behind its colour."""
+    for k, (label, colour) in enumerate(zip(labels, colours)):
+        axis.text(0, 1 - (k + 0.5) / max(6, len(labels)), f"■ {label}", color=colour, fontsize=10,
+                  va="center", parse_math=False)
+
+
+@contextmanager
+def labelled_sheet(count: int, labels: list[str], path):
+    """A sheet for `count` pictures with a legend on its right; gives their axes."""
+    columns = min(4, count)
+    rows = -(-count // columns)
+    with drawing(path, rows, columns + 1, grid=False, squeeze=False,
+                 figsize=(2.6 * columns + 1.8, 2.6 * rows + 0.2),
+                 width_ratios=[*[2.6] * columns, 1.8]) as axes:
+        for axis in axes.flat:
+            axis.axis("off")
+        legend(axes[0, -1], labels, label_colours(len(labels)))
+        yield axes[:, :-1].flat
+
+
+def segments_sheet(pictures: list, masks: list, labels: list[str], path):
+    """Pictures (H, W, 3), each under its mask (H, W): 0 is left as it is, k + 1 is labels[k]."""
+    colours = label_colours(len(labels))
+    with labelled_sheet(len(pictures), labels, path) as axes:
+        for axis, picture, mask in zip(axes, pictures, masks):
+            painted = picture / 255
+            for k, colour in enumerate(colours, start=1):
+                painted[mask == k] = 0.4 * painted[mask == k] + 0.6 * colour
+            axis.imshow(painted)
+
+
+def boxes_sheet(pictures: list, found: list, labels: list[str], path):
+    """Pictures (H, W, 3), each with the boxes that were found in it and their scores."""
+    colours = label_colours(len(labels))
+    with labelled_sheet(len(pictures), labels, path) as axes:
+        for axis, picture, boxes in zip(axes, pictures, found):
+            axis.imshow(picture)
+            for one in boxes:
+                box, colour = one.box, colours[one.box.label]
+                axis.add_patch(Rectangle(
+                    (box.left - 0.5, box.top - 0.5), box.right - box.left, box.bottom - box.top,
+                    fill=False, edgecolor=colour, linewidth=2))
+                axis.text(box.left, box.top - 1, f"{one.score:.2f}", fontsize=8, color="white",
+                          va="bottom", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1})
+
+
+def write_masks(folder: Path, image, mask: np.ndarray, labels: list[str]):
+    """A black and white PNG for each label, IMAGE-LABEL.png, as large as the image's file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with Image.open(image) as picture:
+        size = ImageOps.exif_transpose(picture).size
+    for k, label in enumerate(labels, start=1):
+        name = re.sub(r"[^\w-]+", "_", label).strip("_") or f"label{k}"
+        white = Image.fromarray(np.where(mask == k, np.uint8(255), np.uint8(0)))
+        white = white.resize(size, Image.Resampling.NEAREST)
+        write_atomically(folder / f"{Path(image).stem}-{name}.png",
+                         lambda new, white=white: white.save(new, "PNG"))
 
 
 def confusion_picture(confusion, names: list[str], path):

@@ -20,7 +20,8 @@ ORDER = """
     data.drawing data.images
     data.scenes
     data.sources
-    data.labelled data.pairs
+    data.shards
+    data.labelled data.annotated data.pairs
     data.batches
     model
     optim
@@ -28,13 +29,17 @@ ORDER = """
     weights.checkpoint
     weights.pretrained weights.export
     tasks.features
-    tasks.retrieval tasks.zero_shot
-    tasks.search
+    tasks.intervals tasks.retrieval tasks.zero_shot
+    tasks.search tasks.segment tasks.probe
+    tasks.detect
     plots
     train
+    commands.shared
+    commands.transfer
     cli
 """
 RANK = {room: rank for rank, line in enumerate(ORDER.split("\n")) for room in line.split()}
+FOLDERS = ("data", "weights", "tasks", "commands")
 PACKAGES = [path.parent for path in (ROOT / "miniclip").glob("*/__init__.py")]
 ROOMS = sorted(path for path in (ROOT / "miniclip").rglob("*.py") if path.name != "__init__.py")
 KERNELS = sorted((ROOT / "kernels/miniclip_kernels").glob("*.py"))
@@ -80,8 +85,8 @@ def test_folders_follow_each_other_in_one_order():
     for room, rank in RANK.items():
         if "." in room:
             ranks.setdefault(room.split(".")[0], []).append(rank)
-    assert set(ranks) == {folder.name for folder in PACKAGES} == {"data", "weights", "tasks"}
-    ends = [(min(ranks[name]), max(ranks[name])) for name in ("data", "weights", "tasks")]
+    assert set(ranks) == {folder.name for folder in PACKAGES} == set(FOLDERS)
+    ends = [(min(ranks[name]), max(ranks[name])) for name in FOLDERS]
     assert all(last < first for (_, last), (first, _) in zip(ends, ends[1:]))
 
 

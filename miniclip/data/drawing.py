@@ -206,12 +206,13 @@ def _sketch(draw, item, parts, paper, colour, width):
 
 
 def paint(canvas, item, rng, style):
-    """Draw one object onto the canvas, in place."""
+    """Draw one object onto the canvas, in place -> its outlines, for `silhouette`."""
     side, draw, palette = canvas.width, ImageDraw.Draw(canvas), _palette(rng, item)
     parts = _outlines(rng, item, side)
     if style == "sketch":
         paper = canvas.getpixel((0, 0))
-        return _sketch(draw, item, parts, paper, palette["coat"], side // 42)
+        _sketch(draw, item, parts, paper, palette["coat"], side // 42)
+        return parts
     body = [part + part[:4] for role, part in parts if role in ("coat", "shade")]
     if item.kind in THINGS:  # a contour sets a white dog off from a white ground
         for part in body:
@@ -232,6 +233,19 @@ def paint(canvas, item, rng, style):
     if item.kind in SHAPES:  # a rim of its own colour, or a pattern would fray the shape
         width = 1 if texture == "plain" else side // 42
         draw.line(body[0], fill=palette["coat"], width=width, joint="curve")
+    return parts
+
+
+def silhouette(parts, side) -> Image.Image:
+    """What an object's outlines cover: mode L, 255 within. A ring's hole is not within."""
+    mask = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(mask)
+    for role, part in parts:
+        if role == "line":
+            draw.line(part, fill=255, width=side // 64)
+        else:
+            draw.polygon(part, fill=255)
+    return mask
 
 
 def clutter(canvas, rng):

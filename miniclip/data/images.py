@@ -44,6 +44,12 @@ def resize_crop(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
+def resize_whole(image: Image.Image, size: int) -> np.ndarray:
+    """Shorter side to `size` (bicubic), nothing cut off → (H, W, 3) uint8."""
+    width, height = (max(size, round(size * n / min(image.size))) for n in image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
 def rgb(image: Image.Image) -> Image.Image:
     """Any mode → RGB. 16-bit pixels, and mode F's 0 to 1, are scaled to 0 to 255. Pillow and
     transformers clip at 255 instead, so that nearly all 16-bit pixels turn white."""
@@ -87,12 +93,15 @@ class Transform:
         return normalize(resize_crop(rgb(ImageOps.exif_transpose(image)), self.size)[None])[0]
 
 
-def decode(image, size: int) -> tuple[np.ndarray | None, str]:
-    """Bytes, path or array → ((S, S, 3) uint8 or None if it must be skipped, what was odd)."""
+def decode(image, size: int, resize=resize_crop) -> tuple[np.ndarray | None, str]:
+    """Bytes, path or array → ((S, S, 3) uint8 or None if it must be skipped, what was odd).
+
+    With `resize=resize_whole` nothing is cut off: (H, W, 3), the shorter side S.
+    """
     if image is None:
         return None, "missing"
     if isinstance(image, np.ndarray):
-        return resize_crop(Image.fromarray(image), size), ""
+        return resize(Image.fromarray(image), size), ""
     try:
         with Image.open(image if isinstance(image, str | Path) else io.BytesIO(image)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
@@ -100,7 +109,7 @@ def decode(image, size: int) -> tuple[np.ndarray | None, str]:
             odd = oddity(picture)
             picture.draft("RGB", (2 * size, 2 * size))  # a JPEG decodes faster at half its size
             picture = ImageOps.exif_transpose(picture)  # phones write which side is up
-            return resize_crop(rgb(picture), size), odd
+            return resize(rgb(picture), size), odd
     except Exception as error:  # decoders raise many kinds for broken files; each is counted
         if isinstance(error, Image.DecompressionBombError):
             return None, "too large"
@@ -114,9 +123,9 @@ def oddity(picture: Image.Image) -> str:
     return "" if picture.mode == "RGB" else f"converted from {picture.mode}"
 
 
-def read_image(path, size: int) -> np.ndarray:
+def read_image(path, size: int, resize=resize_crop) -> np.ndarray:
     """A file → uint8 (S, S, 3). ValueError, in one line, if it can't be opened."""
-    pixels, why = decode(Path(path), size)
+    pixels, why = decode(Path(path), size, resize)
     if pixels is None:
         try:
             open(path, "rb").close()

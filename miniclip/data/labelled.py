@@ -1,22 +1,33 @@
-"""Where labelled images come from: a folder for each class, a Hub data set, or generated scenes."""
+"""Where labelled images come from: a folder for each class, tar shards, the Hub, or scenes."""
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from miniclip.data import scenes
 from miniclip.data.images import IMAGE_SUFFIXES
+from miniclip.data.shards import FolderFiles, HubFiles, is_sharded, sharded_set
 from miniclip.data.sources import SPLIT_NAMES, Source, check_hub, telling, unknown_split
 
 SPLIT_FOLDERS = {"train", "val", "valid", "validation", "test"}
 
 
+class LabelledSet(NamedTuple):
+    """Rows (image as `decode` takes it, class number), class names, and the set's own templates."""
+
+    rows: Iterator
+    names: list[str]
+    templates: list[str] | None
+
+
 def labelled_images(where: str, split: str | None = None, renamed: dict[str, str] | None = None):
-    """A labelled set → (iterator of (image, class number), class names).
+    """Where labelled images are → LabelledSet.
 
     Args:
         where: a folder with one folder of images for each class, or such a folder for each split;
-            the id of a Hub classification set; or `shapes`: combinations held out of training.
+            a folder of tar shards (shards.py); the id of a Hub set with class labels, or of one of
+            tar shards; or `shapes`: combinations held out of training.
         split: which split, if there are several.
         renamed: {folder or label: a better name}. The others keep their names, with spaces for
             underscores.
@@ -24,16 +35,23 @@ def labelled_images(where: str, split: str | None = None, renamed: dict[str, str
     Raises:
         ValueError: says what is missing.
     """
-    source, renamed = Source.find(where), renamed or {}
+    source, renamed, templates = Source.find(where), renamed or {}, None
     if source.kind == "shapes":
         rows, labels = scene_images(split)
     elif source.kind == "hub":
-        rows, labels = hub_images(source, split)
+        files = HubFiles(source.where, check_hub(source))
+        if is_sharded(files.names):
+            rows, labels, templates = sharded_set(files, where, split)
+        else:
+            rows, labels = hub_images(source, split)
+    elif is_sharded((files := FolderFiles(Path(source.where))).names):
+        rows, labels, templates = sharded_set(files, where, split)
     else:
         rows, labels = folder_images(Path(source.where), where, split)
     if unknown := sorted(set(renamed) - set(labels)):
         raise ValueError(f"no class {unknown[0]!r} in {where}; found: {', '.join(labels[:20])}")
-    return rows, [renamed.get(label, label.replace("_", " ")) for label in labels]
+    names = [renamed.get(label, label.replace("_", " ")) for label in labels]
+    return LabelledSet(rows, names, templates)
 
 
 def scene_images(split: str | None) -> tuple[Iterator, list[str]]:
@@ -71,7 +89,6 @@ def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
     """`labelled_images` of a Hub set: its first columns of type Image and ClassLabel, streamed."""
     import datasets  # imported here because it takes a second
 
-    check_hub(source)
     with telling(source, split or "test"):
         splits = datasets.load_dataset(source.where, streaming=True)
     split = next((name for name in splits if SPLIT_NAMES.get(name, name) == split), split)

@@ -152,7 +152,14 @@ def sample_scene(rng, *, split="train") -> Scene:
 
 
 def render(scene, rng, style="plain", size=64) -> np.ndarray:
-    """Draw a scene -> (size, size, 3) uint8, RGB.
+    """Draw a scene -> (size, size, 3) uint8, RGB; styles and errors as in `render_masked`."""
+    return render_masked(scene, rng, style, size)[0]
+
+
+def render_masked(scene, rng, style="plain", size=64) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene -> (size, size, 3) uint8, RGB, and where its objects are: (K, size, size) bool.
+
+    A pixel belongs to an object that covers half of it. Objects never overlap.
 
     Styles: "plain"; "sketch", outlines on bare paper; "textured", patterns that training never
     shows; "inverted" colours; "cluttered" background; "resampled", new positions for the same
@@ -173,10 +180,11 @@ def render(scene, rng, style="plain", size=64) -> np.ndarray:
         canvas = drawing.window(rng, ground(scene.background, side), side)
     if style == "cluttered":
         drawing.clutter(canvas, rng)
-    for item in scene.objects:
-        drawing.paint(canvas, item, rng, style)
+    outlines = [drawing.paint(canvas, item, rng, style) for item in scene.objects]
+    masks = [np.array(drawing.silhouette(parts, side).reduce(2)) > 127 for parts in outlines]
     image = np.array(canvas.reduce(2))
-    return 255 - image if style == "inverted" else image
+    masks = np.array(masks, bool).reshape(-1, size, size)
+    return 255 - image if style == "inverted" else image, masks
 
 
 # --- Captions

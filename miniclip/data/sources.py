@@ -168,8 +168,10 @@ def read_table(source: Source, split: str):
         yield image.get("path") or f"row {i}", image.get("bytes"), texts
 
 
-def check_hub(source: Source):
-    """Ask the Hub once, before `datasets` retries for half a minute. Raises HubUnreachable.
+def check_hub(source: Source) -> set[str]:
+    """Ask the Hub once, before `datasets` retries for half a minute → the set's file names.
+
+    Raises HubUnreachable.
 
     ValueError if a data set that the user named does not exist. For the default data set, a proxy's
     403 only means that the Hub is out of reach.
@@ -177,7 +179,8 @@ def check_hub(source: Source):
     from huggingface_hub import HfApi, errors
 
     try:
-        HfApi().dataset_info(source.where, timeout=10)
+        files = HfApi().dataset_info(source.where, timeout=10).siblings or ()
+        return {file.rfilename for file in files}
     except Exception as error:  # of any network library; the message gives the reason
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
         if source.explicit and status in (401, 403, 404):

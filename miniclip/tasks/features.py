@@ -3,6 +3,9 @@
 Features are of unit length, (N, D) float32, on the CPU; a similarity is their dot product.
 """
 
+import copy
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,19 @@ def embed_texts(model, tokenizer, texts: list[str], batch_size: int = 500) -> to
     # Columns after the longest text's end token can't change a result: leave them out.
     batches = (t[:, : int(t.argmax(1).max()) + 1].to(device) for t in batches)
     return F.normalize(torch.cat([model.encode_text(t).float().cpu() for t in batches]), dim=-1)
+
+
+def progress(rows: Iterable, unit: str) -> Iterator:
+    """The same rows, with a bar on a terminal that goes away when they end."""
+    return tqdm(rows, unit=unit, dynamic_ncols=True, leave=False)
+
+
+def untrained(model):
+    """A model of the same shape with fresh weights, the same ones in every run: a baseline."""
+    fresh = copy.deepcopy(model)
+    weights = type(model)(model.config).init_weights(torch.Generator().manual_seed(0))
+    fresh.load_state_dict(weights.state_dict())
+    return fresh.eval()
 
 
 def check_finite(*features: torch.Tensor):

@@ -26,7 +26,7 @@ def test_a_folder_for_each_class(folder):
     (folder / "dog/._0.png").write_bytes(b"")
     (folder / "dog/list.txt").write_text("no image")
     write_photograph(folder / "loose.png", 5)
-    rows, names = labelled_images(str(folder))
+    rows, names, _ = labelled_images(str(folder))
     assert names == ["cat", "dog", "snow leopard"]
     rows = [(path.relative_to(folder.resolve()).parts, label) for path, label in rows]
     assert len(rows) == 9 and {(parts[0], label) for parts, label in rows} == {
@@ -35,7 +35,7 @@ def test_a_folder_for_each_class(folder):
     assert [path.name for path, _ in again] == [parts[-1] for parts, _ in rows]
     labels = [label for _, label in rows]
     assert labels != sorted(labels)
-    _, names = labelled_images(str(folder), None, {"snow_leopard": "big cat", "dog": "hound"})
+    _, names, _ = labelled_images(str(folder), None, {"snow_leopard": "big cat", "dog": "hound"})
     assert names == ["cat", "hound", "big cat"]
 
 
@@ -49,7 +49,7 @@ def test_splits_of_a_folder(folder):
     write_classes(folder, {"val/dog": 2, "val/cat": 1, "train/dog": 4, "train/bird": 1})
     with pytest.raises(ValueError, match="holds splits; choose one with --split: train, val"):
         labelled_images(str(folder))
-    rows, names = labelled_images(str(folder), "val")
+    rows, names, _ = labelled_images(str(folder), "val")
     assert names == ["cat", "dog"] and sorted(label for _, label in rows) == [0, 1, 1]
 
 
@@ -67,7 +67,7 @@ def test_a_set_that_is_none(folder, where, renamed, message):
 
 
 def test_generated_scenes_are_a_labelled_set():
-    rows, names = labelled_images("shapes")
+    rows, names, _ = labelled_images("shapes")
     rows = list(rows)
     assert len(names) == 100 and len(rows) > 100
     assert rows[0][0].dtype == np.uint8 and decode(rows[0][0], 32)[0].shape == (32, 32, 3)
@@ -87,14 +87,14 @@ def hub(monkeypatch):
                                "fine": datasets.ClassLabel(names=["sea_lion", "bee", "fox"])})
     kinds["img"] = datasets.Image()
     there = {"test": table([2, 0, 1, 2], kinds), "train": table([0, 0, 0, 0], kinds)}
-    monkeypatch.setattr(labelled, "check_hub", lambda source: None)
+    monkeypatch.setattr(labelled, "check_hub", lambda source: set())
     monkeypatch.setattr(datasets, "load_dataset", lambda where, streaming: (
         there if (where, streaming) == ("some/set", True) else None))
     return there
 
 
 def test_a_hub_set(hub, loaded):
-    rows, names = labelled_images("some/set", None, {"fox": "red fox"})
+    rows, names, _ = labelled_images("some/set", None, {"fox": "red fox"})
     assert names == ["sea lion", "bee", "red fox"]
     rows = list(rows)
     assert [label for _, label in rows] == [2, 0, 1, 2]  # test, without being asked
@@ -126,7 +126,7 @@ def test_a_hub_that_breaks_off(hub, monkeypatch):
         raise RuntimeError("Dataset scripts are no longer supported")
 
     monkeypatch.setattr(datasets.IterableDataset, "__iter__", lambda self: broken())
-    rows, _ = labelled_images("some/set")
+    rows, *_ = labelled_images("some/set")
     with pytest.raises(ConnectionError, match="some/set .*RuntimeError: Dataset scripts"):
         list(rows)
 

@@ -400,3 +400,39 @@ def test_speed_is_told():
     start = time.process_time()
     scenes.generate(500, 11)
     print(f"{500 / (time.process_time() - start):.0f} images a second on one core")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_masks_are_where_the_objects_are(style):
+    """Changing what lies within a mask's object changes only pixels near the mask."""
+    for seed in range(8):
+        rng = np.random.default_rng((seed, 77))
+        scene = scenes.sample_scene(rng)
+        picture, masks = scenes.render_masked(scene, np.random.default_rng(seed), style)
+        assert masks.shape == (len(scene.objects), 64, 64) and masks.dtype == bool
+        assert (masks.sum(0) <= 1).all() and masks.any((1, 2)).all()
+        if style == "resampled":
+            continue  # the objects lie elsewhere
+        for item, mask in zip(scene.objects, masks):
+            rows, columns = np.nonzero(mask)
+            reach = item.radius * 64 * 1.12 + 1
+            assert np.abs(rows - item.y * 64).max() <= reach
+            assert np.abs(columns - item.x * 64).max() <= reach
+        if style == "plain":  # an empty scene of the same chance shows what the objects hide
+            empty = scenes.render(scenes.Scene((), None, scene.background),
+                                  np.random.default_rng(seed))
+            changed = (picture.astype(int) - empty).__abs__().max(2) > 40
+            assert (changed == masks.any(0)).mean() > 0.95
+
+
+def test_the_picture_is_the_same_with_and_without_masks():
+    scene = scenes.sample_scene(np.random.default_rng(5))
+    first = scenes.render(scene, np.random.default_rng(6), "textured")
+    assert (first == scenes.render_masked(scene, np.random.default_rng(6), "textured")[0]).all()
+
+
+def test_a_mask_of_a_ring_has_a_hole():
+    scene = Scene((Object("ring", "red", radius=0.35),), None, "white")
+    _, masks = scenes.render_masked(scene, np.random.default_rng(0))
+    assert not masks[0, 32, 32] and masks[0, 32, 32 + 17]
+    assert 0.5 < masks[0].sum() / (np.pi * (0.35 * 64) ** 2 * (0.98**2 - 0.55**2)) < 1.1

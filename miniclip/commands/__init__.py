@@ -1,0 +1,1 @@
+"""The commands of `miniclip`, a file for each group; cli.py puts them together."""

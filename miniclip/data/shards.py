@@ -1,0 +1,202 @@
+"""Labelled images in tar shards, in WebDataset's form, from a folder or streamed from the Hub.
+
+    ROOT/classnames.txt                         a class name a line
+    ROOT/zeroshot_classification_templates.txt  a template a line; {c} stands for the class
+    ROOT/test/nshards.txt, 0.tar, 1.tar, …      members KEY.webp|png|jpg and KEY.cls, the class
+
+The form of the 41 sets `clip-benchmark/wds_…` on the Hub (ImageNet, V2, R, Sketch, A, ObjectNet,
+…). Nothing is stored: a shard is read from its beginning to its end, once.
+"""
+
+import http.client
+import re
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from miniclip.data.images import IMAGE_SUFFIXES
+from miniclip.data.sources import HubUnreachable, one_line, unknown_split
+
+CLASS_NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
+COUNT = "nshards.txt"  # in the folder of each split
+ATTEMPTS, WAIT = 5, 2.0  # for a connection that breaks off; seconds before the second attempt
+LARGEST = 2**30  # bytes of one member: more is no image
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """The files of a set in a folder: `names` of all, `open` one."""
+
+    root: Path
+
+    @property
+    def names(self) -> set[str]:
+        return {path.relative_to(self.root).as_posix() for path in self.root.glob("*")} | {
+            path.relative_to(self.root).as_posix() for path in self.root.glob(f"*/{COUNT}")}
+
+    def open(self, name: str):
+        return open(self.root / name, "rb")
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """The files of a data set on the Hub, read as they arrive."""
+
+    repository: str
+    names: set[str] = field(default_factory=set)
+
+    def open(self, name: str):
+        from huggingface_hub import hf_hub_url
+
+        return Download(hf_hub_url(self.repository, name, repo_type="dataset"))
+
+
+class Download:
+    """A file behind an address, read once from its beginning; goes on where a connection broke.
+
+    HubUnreachable after five attempts without a byte. (`urllib` and no library of the Hub's: theirs
+    store what they read, and ImageNet's sets have gigabytes.)
+    """
+
+    def __init__(self, address: str):
+        self.address, self.place, self.answer = address, 0, None
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, at least one unless the file has ended; fewer than `size` perhaps."""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(WAIT * 2 ** (attempt - 1))
+            try:
+                if self.answer is None:
+                    self.answer = self.request()
+                part = self.answer.read(size)
+                wanted = size != 0 and self.answer.length  # what the server still owes
+                if part or not wanted:
+                    self.place += len(part)
+                    return part
+                error = ConnectionError("the connection ended early")
+            except urllib.error.HTTPError as refused:
+                error = refused
+                if refused.code == 416 and self.place:  # nothing after this place: the end
+                    return b""
+                if refused.code in (401, 403, 404):
+                    break
+            except (OSError, http.client.HTTPException) as broken:
+                error = broken
+            self.close()
+        raise HubUnreachable(f"{self.address}: {one_line(error)}")
+
+    def request(self):
+        headers = {"Range": f"bytes={self.place}-"} if self.place else {}
+        answer = urllib.request.urlopen(
+            urllib.request.Request(self.address, headers=headers), timeout=60)
+        if self.place and answer.status != 206:  # the whole file again: skip what is known
+            left = self.place
+            while left and (part := answer.read(min(left, 2**20))):
+                left -= len(part)
+        return answer
+
+    def close(self):
+        if self.answer is not None:
+            self.answer.close()
+        self.answer = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def is_sharded(names: set[str]) -> bool:
+    """Whether files of these names are a set of the form above."""
+    return CLASS_NAMES in names and any(name.endswith(f"/{COUNT}") for name in names)
+
+
+def read_lines(files, name: str) -> list[str]:
+    with files.open(name) as file:
+        parts = []
+        while part := file.read(2**20):
+            parts.append(part)
+    return [line.strip() for line in b"".join(parts).decode("utf-8-sig").splitlines()
+            if line.strip()]
+
+
+def sharded_set(files, where: str, split: str | None = None):
+    """→ (iterator of (image bytes or None, class number), class names, templates or None).
+
+    files: a FolderFiles or HubFiles. split: default "test". ValueError, in one line, for what is
+    missing or wrong; a member that is no image, or has no class, comes as (None, 0).
+    """
+    splits = {name.split("/")[0] for name in files.names if name.endswith(f"/{COUNT}")}
+    split = split or ("test" if "test" in splits else min(splits))
+    if split not in splits:
+        raise unknown_split(split, where, splits)
+    names = read_lines(files, CLASS_NAMES)
+    templates = None
+    if TEMPLATES in files.names:
+        templates = [line.replace("{c}", "{}") for line in read_lines(files, TEMPLATES)]
+        if wrong := [line for line in templates if "{}" not in line]:
+            raise ValueError(f"{where}: the template {wrong[0]!r} has no {{c}}, where the class "
+                             "goes")
+    count = "".join(read_lines(files, f"{split}/{COUNT}"))
+    if not re.fullmatch(r"[1-9]\d{0,6}", count):
+        raise ValueError(f"{where}: {split}/{COUNT} holds {count[:40]!r}; it must be a number of "
+                         "shards")
+    return shard_rows(files, where, split, int(count), len(names)), names, templates
+
+
+def shard_rows(files, where: str, split: str, count: int, classes: int) -> Iterator[tuple]:
+    """(image bytes or None, class number) of every sample of every shard."""
+    for number in range(count):
+        name = f"{split}/{number}.tar"
+        try:
+            with files.open(name) as file:
+                for key, parts in samples(file):
+                    yield image_and_class(parts, f"{where}, {name}, {key}", classes)
+        except tarfile.TarError as error:
+            raise ValueError(f"{where}: {name} is no tar file, or breaks off: {one_line(error)}"
+                             ) from error
+        except FileNotFoundError:
+            raise ValueError(f"{where}: {split}/{COUNT} says {count} shards; {name} is missing"
+                             ) from None
+
+
+def samples(file) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """A tar file, read once → (KEY, {ending: bytes}): neighbours of one KEY belong together.
+
+    KEY is the path up to the first dot of the file's name, as WebDataset has it.
+    """
+    key, parts = None, {}
+    with tarfile.open(fileobj=file, mode="r|") as archive:
+        for member in archive:
+            if not member.isfile() or member.size > LARGEST:
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            new = f"{folder}/{stem}" if folder else stem
+            if new != key:
+                if parts:
+                    yield key, parts
+                key, parts = new, {}
+            parts[ending.lower()] = archive.extractfile(member).read()
+    if parts:
+        yield key, parts
+
+
+def image_and_class(parts: dict[str, bytes], place: str, classes: int) -> tuple:
+    """A sample's files → (image bytes or None, class number); (None, 0) for half a sample.
+
+    ValueError for a class that has no name: then names and shards are not of one set.
+    """
+    image = next((parts[e] for e in parts if f".{e}" in IMAGE_SUFFIXES), None)
+    label = parts.get("cls", b"").strip()
+    if image is None or not re.fullmatch(rb"\d{1,9}", label):
+        return None, 0
+    if int(label) >= classes:
+        raise ValueError(f"{place}: class {int(label)}; {CLASS_NAMES} names {classes}")
+    return image, int(label)
