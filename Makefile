@@ -15,7 +15,7 @@ BENCH := $(if $(VENV),$(VENV)/.ready-bench)
 NEEDS_GPU = $(BIN)python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make $@ needs a CUDA GPU; PyTorch sees none")'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-tiny train record figures test quick test-gpu sanitize-gpu lessons check bench bench-gpu tune-gpu bench-plots lint loc clean
+.PHONY: help setup train-tiny train record transfer lecture-table figures test quick test-gpu sanitize-gpu lessons check bench bench-gpu tune-gpu bench-plots lint loc clean
 
 help:  ## this list
 	@echo "make TARGET, one of:"
@@ -49,6 +49,21 @@ record:  ## keep the figures of runs/PRESET in RECORDS=miniclip/results, where f
 	mkdir -p $(RECORDS)
 	cp runs/$(PRESET)/metrics.json $(RECORDS)/$(PRESET).json
 	cp runs/$(PRESET)/metrics.jsonl $(RECORDS)/$(PRESET).jsonl
+
+# Each figure beside its picture; some eight minutes on two cores.
+TRANSFER := $(RECORDS)/transfer
+transfer: $(READY)  ## what transfers: score runs/shapes in segmentation, detection and probes
+	@mkdir -p $(TRANSFER)
+	@test -d runs/shapes || { echo "make transfer needs runs/shapes: make train PRESET=shapes"; exit 1; }
+	$(BIN)miniclip segment --data shapes --model runs/shapes --json \
+	  --plot $(TRANSFER)/segment.png > $(TRANSFER)/segment.json
+	$(BIN)miniclip detect --data shapes --model runs/shapes --json --threshold 0.24 \
+	  --plot $(TRANSFER)/detect.png > $(TRANSFER)/detect.json
+	for style in plain sketch; do $(BIN)miniclip probe runs/shapes --data shapes --style $$style --json \
+	  --plot $(TRANSFER)/probe-$$style.png > $(TRANSFER)/probe-$$style.json; done
+
+lecture-table: $(READY)  ## the lecture's robustness table, from the Hub: needs timm, and better a GPU
+	$(BIN)miniclip robustness openai/clip-vit-large-patch14-336 --plot robustness.png $(ARGS)
 
 figures: $(READY)  ## draw every picture again: README's, benchmarks' and lessons'
 	$(BIN)python -m miniclip.plots

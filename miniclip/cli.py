@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from miniclip import plots
-from miniclip.commands import transfer
+from miniclip.commands import dense, transfer
 from miniclip.commands.shared import (
     MODEL_HELP,
     as_json,
+    check_limit,
     common_options,
     open_model,
     parse_bool,
@@ -102,8 +103,7 @@ def run_eval(arguments):
 
 def run_zero_shot(arguments, loaded):
     """miniclip eval --zero-shot: the classes are sentences, and nothing is trained."""
-    if not 0 <= arguments.limit < 2**63:
-        raise ValueError(f"limit is {arguments.limit}; it must be 0 (all) or a number of images")
+    check_limit(arguments)
     try:
         renamed = json.loads(read_text(Path(arguments.names))) if arguments.names else {}
         if not all(isinstance(name, str) for name in renamed.values()):
@@ -259,7 +259,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--plot", metavar="FILE", help="zero-shot: draw the confusion matrix")
     command.set_defaults(function=run_eval)
     add_everyday(commands, common, weights, prompts)
-    transfer.add_commands(commands, prompts)
+    dense.add_commands(commands, prompts)
+    transfer.add_commands(commands, common, weights, prompts)
 
     command = commands.add_parser("export", help="write a run's weights for another project")
     command.add_argument("run", metavar="RUN", help="a run's folder")

@@ -230,30 +230,47 @@ def labelled_sheet(count: int, labels: list[str], path):
         yield axes[:, :-1].flat
 
 
-def segments_sheet(pictures: list, masks: list, labels: list[str], path):
-    """Pictures (H, W, 3), each under its mask (H, W): 0 is left as it is, k + 1 is labels[k]."""
-    colours = label_colours(len(labels))
-    with labelled_sheet(len(pictures), labels, path) as axes:
-        for axis, picture, mask in zip(axes, pictures, masks):
-            painted = picture / 255
-            for k, colour in enumerate(colours, start=1):
-                painted[mask == k] = 0.4 * painted[mask == k] + 0.6 * colour
-            axis.imshow(painted)
+def draw_segments(axis, picture: np.ndarray, mask: np.ndarray, colours):
+    """A picture (H, W, 3) under its mask (H, W): 0 is left as it is, k + 1 gets colours[k]."""
+    painted = picture / 255
+    for k, colour in enumerate(colours, start=1):
+        painted[mask == k] = 0.4 * painted[mask == k] + 0.6 * colour
+    axis.imshow(painted)
 
 
-def boxes_sheet(pictures: list, found: list, labels: list[str], path):
-    """Pictures (H, W, 3), each with the boxes that were found in it and their scores."""
+def draw_boxes(axis, picture: np.ndarray, found: list, colours):
+    """A picture (H, W, 3) with the boxes that were found in it and their scores."""
+    axis.imshow(picture)
+    for one in found:
+        box, colour = one.box, colours[one.box.label]
+        axis.add_patch(Rectangle(
+            (box.left - 0.5, box.top - 0.5), box.right - box.left, box.bottom - box.top,
+            fill=False, edgecolor=colour, linewidth=2))
+        axis.text(box.left, box.top - 1, f"{one.score:.2f}", fontsize=8, color="white",
+                  va="bottom", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1})
+
+
+def dense_sheet(pictures: list, found: list, labels: list[str], draw, path):
+    """Pictures of one list of labels, each with its mask or boxes; draw: one of the two above."""
     colours = label_colours(len(labels))
     with labelled_sheet(len(pictures), labels, path) as axes:
-        for axis, picture, boxes in zip(axes, pictures, found):
-            axis.imshow(picture)
-            for one in boxes:
-                box, colour = one.box, colours[one.box.label]
-                axis.add_patch(Rectangle(
-                    (box.left - 0.5, box.top - 0.5), box.right - box.left, box.bottom - box.top,
-                    fill=False, edgecolor=colour, linewidth=2))
-                axis.text(box.left, box.top - 1, f"{one.score:.2f}", fontsize=8, color="white",
-                          va="bottom", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1})
+        for axis, picture, one in zip(axes, pictures, found):
+            draw(axis, picture, one, colours)
+
+
+def scored_sheet(rows: list, found: list, draw, path):
+    """Annotated pictures with what each was asked for; below, what was found (masks or boxes)."""
+    with drawing(path, 2, len(rows), grid=False, squeeze=False,
+                 figsize=(1.9 * len(rows), 4.4)) as axes:
+        for (top, low), row, one in zip(axes.T, rows, found):
+            colours = label_colours(len(row.asked))
+            show(top, row.picture)
+            draw(low, row.picture, one, colours)
+            low.set(xticks=[], yticks=[])
+            low.spines[:].set_visible(False)
+            for k, (label, colour) in enumerate(zip(row.asked, colours)):
+                top.text(0.5, 1.03 + 0.11 * (len(row.asked) - 1 - k), label, color=colour,
+                         fontsize=9, ha="center", transform=top.transAxes, parse_math=False)
 
 
 def write_masks(folder: Path, image, mask: np.ndarray, labels: list[str]):
@@ -267,6 +284,49 @@ def write_masks(folder: Path, image, mask: np.ndarray, labels: list[str]):
         white = white.resize(size, Image.Resampling.NEAREST)
         write_atomically(folder / f"{Path(image).stem}-{name}.png",
                          lambda new, white=white: white.save(new, "PNG"))
+
+
+def shots_curve(figures: dict, path):
+    """probe's figures → accuracy over labelled examples of each class, with zero-shot's line."""
+    rows, zero_shot = figures["shots"], figures["zero_shot"]
+    shots = [row["shots"] for row in rows]
+    with drawing(path, figsize=(6, 3.8)) as axis:
+        axis.plot(shots, [row["accuracy"] for row in rows], "o-", color=BLUE, label="linear probe")
+        axis.fill_between(shots, *zip(*(row["interval"] for row in rows)), color=BLUE, alpha=0.2,
+                          lw=0)
+        axis.axhline(zero_shot["accuracy"], color=ORANGE, label="zero-shot: a sentence, no example")
+        axis.axhspan(*zero_shot["interval"], color=ORANGE, alpha=0.2, lw=0)
+        axis.axhline(figures["probe"]["accuracy"], color=BLUE, ls=":", lw=1.2,
+                     label=f"probe, all {figures['probe']['examples']:,} examples")
+        mark(axis, 100 / figures["classes"], "chance")
+        axis.set_xscale("log", base=2)
+        axis.set(xticks=shots, xticklabels=shots, ylim=(0, 102), ylabel="accuracy, %",
+                 xlabel="labelled examples of each class",
+                 title=f"{figures['classes']} classes, {figures['images']:,} test images")
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 0.08))
+
+
+def robustness_bars(figures: dict, path):
+    """robustness's figures → bars of both, set by set, with 95 % intervals and the lecture's."""
+    rows = figures["sets"]
+    places = np.arange(len(rows))
+    with drawing(path, figsize=(1.5 * len(rows) + 1.5, 4)) as axis:
+        for offset, key, other, color, label in (
+                (-0.2, "supervised", "supervised", GRAY, figures["supervised"]),
+                (0.2, "clip", "clip", BLUE, f"zero-shot: {figures['model']}")):
+            shown = [(x, row) for x, row in zip(places, rows) if row[key]]
+            if not shown:
+                continue
+            x = np.array([x for x, _ in shown]) + offset
+            values = np.array([row[key]["accuracy"] for _, row in shown])
+            ends = np.array([row[key]["interval"] for _, row in shown])
+            errors = np.abs(ends.T - values)
+            axis.bar(x, values, 0.38, color=color, label=label, yerr=errors, capsize=2)
+            axis.scatter(x, [row["lecture"][other] for _, row in shown], color="black", marker="_",
+                         s=160, zorder=3, label="the lecture's figure" if key == "clip" else None)
+        axis.set_xticks(places, [row["set"] for row in rows])
+        axis.set(ylim=(0, 100), ylabel="accuracy, %")
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
 
 def confusion_picture(confusion, names: list[str], path):

@@ -27,15 +27,15 @@ ORDER = """
     optim
     weights.names
     weights.checkpoint
-    weights.pretrained weights.export
+    weights.pretrained weights.export weights.supervised
     tasks.features
     tasks.intervals tasks.retrieval tasks.zero_shot
-    tasks.search tasks.segment tasks.probe
+    tasks.search tasks.segment tasks.probe tasks.robustness
     tasks.detect
     plots
     train
     commands.shared
-    commands.transfer
+    commands.dense commands.transfer
     cli
 """
 RANK = {room: rank for rank, line in enumerate(ORDER.split("\n")) for room in line.split()}
@@ -135,7 +135,7 @@ def test_kernels_is_no_package_of_that_name():
 
 def test_there_is_a_folder_of_tests_for_each_room():
     """tests/data/test_pairs.py for data/pairs.py: whoever changes a file knows where to look."""
-    elsewhere = {"config": "test_cli.py", "device": "test_train.py",
+    elsewhere = {"config": "test_cli.py", "commands.shared": "test_cli.py", "device": "test_train.py",
                  "data.drawing": "data/test_scenes.py", "weights.checkpoint": "test_train.py",
                  "weights.names": "weights/test_pretrained.py"}
     for path in ROOMS:
@@ -240,8 +240,12 @@ def test_the_readmes_figures_are_the_recorded_ones(path):
         assert f"{figure:.1f}" in rows[0], f"{path.name} says {figure:.1f}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "miniclip" / "results").glob("*/*.json")),
-                         ids=lambda p: f"{p.parent.name}, {p.stem}")
+TRANSFER = ROOT / "miniclip" / "results" / "transfer"
+MACHINES = [path for path in sorted((ROOT / "miniclip" / "results").glob("*/*.json"))
+            if path.parent != TRANSFER]
+
+
+@pytest.mark.parametrize("path", MACHINES, ids=lambda p: f"{p.parent.name}, {p.stem}")
 def test_what_the_readme_says_of_other_machines_is_recorded(path):
     paragraph = next(p for p in (ROOT / "README.md").read_text().split("\n\n")
                      if f"(miniclip/results/{path.parent.name})" in p)
@@ -253,3 +257,23 @@ def test_what_the_readme_says_of_other_machines_is_recorded(path):
 
 def test_every_preset_is_recorded():
     assert {path.stem for path in RESULTS} == set(PRESETS)
+
+
+@pytest.mark.parametrize("name, row", [("segment", "segmentation, mean IoU"),
+                                       ("detect", "detection, AP50")])
+def test_the_readmes_figures_of_transfer_are_the_recorded_ones(name, row):
+    figures = json.loads((TRANSFER / f"{name}.json").read_text())
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if row in line)
+    told = [float(cell) for cell in line.split("|")[2:6]]
+    first = next(iter(figures))
+    expected = [figures[key] for key in (first, "untrained", "centre", "guessing")]
+    assert told == [round(value, 1) for value in expected]
+
+
+@pytest.mark.parametrize("style", ["plain", "sketch"])
+def test_what_the_readme_says_of_probes_is_recorded(style):
+    figures = json.loads((TRANSFER / f"probe-{style}.json").read_text())
+    text = " ".join((ROOT / "README.md").read_text().split())
+    paragraph = text[text.index("A probe is a linear"):text.index("its sentences don't know them")]
+    assert f"{figures['zero_shot']['accuracy']:.1f} %" in paragraph
+    assert f"{figures['shots'][0]['accuracy']:.1f} %" in paragraph

@@ -367,3 +367,34 @@ def test_the_default_config_is_vit_b_32():
     assert ModelConfig() == MODELS["ViT-B/32"]
     assert ModelConfig().image_tokens == 49 and TINY.image_tokens == 16
     assert ModelConfig(stem=[8, 8]).stem == (8, 8)  # JSON has only lists
+
+
+# ------------------------------------------------------------------------------- dense
+
+
+def test_the_value_path_is_attention_in_which_every_token_sees_itself_alone():
+    block = Block(32, 4, causal=False, quick_gelu=False)
+    x = torch.randn(3, 7, 32)
+    alone = block(x.reshape(21, 1, 32)).reshape(3, 7, 32)  # sequences of one token each
+    assert torch.allclose(block.value_path(x), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_dense_embeddings(pool):
+    config = replace(TINY, pool=pool, vision_layers=2, image_size=32, patch_size=8, stem=())
+    model = CLIP(config).init_weights(torch.Generator().manual_seed(0)).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        dense = model.vision.dense(pixels)
+        assert dense.shape == (2, 4, 4, config.embed_dim)
+        features = model.vision.features(pixels)
+        assert torch.allclose(features @ model.vision.projection, model.encode_image(pixels))
+        tokens = model.vision.embed(pixels)
+        for block in model.vision.blocks[:-1]:
+            tokens = block(tokens)
+        if pool == "cls":  # the class token is no patch
+            tokens = model.vision.blocks[-1].value_path(tokens)[:, 1:]
+        else:
+            tokens = model.vision.blocks[-1](tokens)
+        own = model.vision.norm_post(tokens) @ model.vision.projection
+        assert torch.allclose(dense.flatten(1, 2), own, atol=1e-5)

@@ -4,7 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from miniclip.data.sources import Source
 from miniclip.device import pick_device
 from miniclip.files import read_text
 from miniclip.weights import pretrained
@@ -64,6 +63,6 @@ def read_labels(text: str) -> list[str]:
     return labels
 
 
-def data_or_default(text: str | None) -> str:
-    """--data, else $MINICLIP_DATA or the default, as a name that the data rooms understand."""
-    return Source.find(text).where
+def check_limit(arguments):
+    if not 0 <= arguments.limit < 2**31:
+        raise ValueError(f"limit is {arguments.limit}; it must be 0 (all) or a number of images")

@@ -1,171 +1,134 @@
-"""`miniclip probe | segment | detect`: what a CLIP can do beside what it was trained for."""
+"""`miniclip probe | robustness`: what labels add, and what is left when the world shifts."""
 
-import sys
+from itertools import islice
 from pathlib import Path
 
 from miniclip import plots
-from miniclip.commands.shared import MODEL_HELP, as_json, open_model, read_labels
-from miniclip.data.annotated import annotated_set
-from miniclip.data.images import read_image, resize_whole
-from miniclip.tasks.detect import detect, detection_report
-from miniclip.tasks.features import untrained
-from miniclip.tasks.search import DEFAULT_MODEL
-from miniclip.tasks.segment import Vocabulary, largest_box, segment, segmentation_report
+from miniclip.commands.shared import MODEL_HELP, as_json, check_limit, open_model
+from miniclip.data.labelled import labelled_images
+from miniclip.device import pick_device
+from miniclip.tasks.probe import labelled_splits, probe_report
+from miniclip.tasks.robustness import IMAGENET, SHIFTS, shift_row
 from miniclip.tasks.zero_shot import TEMPLATES
+from miniclip.weights.supervised import load_classifier
 
-DRAWN = 20  # pictures in a sheet, at most
-
-
-def add_commands(commands, parents: list):
-    """Add segment and detect; parents: the options that they share with others."""
-    for name, function, help_text in (
-            ("segment", run_segment, "which label fits each pixel"),
-            ("detect", run_detect, "a box around each thing that a label names")):
-        command = commands.add_parser(name, parents=parents, help=help_text)
-        command.add_argument("image", nargs="*", metavar="IMAGE")
-        command.add_argument("--labels", metavar="A,B,…",
-                             help='such as "dog,cat,red car"; @FILE: one label a line')
-        command.add_argument("--background", metavar="A,B,…", help="what else the picture may show "
-                             '(default: "grass", "sky", "wall" and the like; "": nothing else)')
-        command.add_argument("--model", default=DEFAULT_MODEL,
-                             help=f"{MODEL_HELP} (default {DEFAULT_MODEL})")
-        command.add_argument("--data", metavar="shapes|DIR", help="score the model instead of "
-                             "looking at images: on generated scenes, or on a folder of images/, "
-                             "classnames.txt and masks/ or instances.json")
-        command.add_argument("--limit", type=int, default=0, metavar="N",
-                             help="--data: only the first so many pictures (default: 300 scenes, "
-                                  "all of a folder)")
-        command.add_argument("--plot", metavar="FILE", help="draw the pictures with what was found")
-        command.set_defaults(function=function)
-        if name == "segment":
-            command.add_argument("--masks", metavar="DIR", help="write a mask for each label, "
-                                 "IMAGE-LABEL.png, as large as the image")
-        else:
-            command.add_argument("--threshold", type=float, default=0.0, metavar="X",
-                                 help="keep boxes whose label leads the backgrounds by so much, in "
-                                      "cosines (default 0)")
+SUPERVISED = "timm/resnet101.tv_in1k"
 
 
-def what_to_do(arguments):
-    """ValueError unless either images with labels or data are given."""
-    if arguments.data and (arguments.image or arguments.labels or arguments.plot):
-        raise ValueError("--data scores the model on a set: leave out images, --labels and --plot")
-    if not arguments.data and not (arguments.image and arguments.labels):
-        raise ValueError("give images and --labels, such as: photo.jpg --labels dog,cat; or a set "
-                         "to be scored on: --data shapes")
-    if not 0 <= arguments.limit < 2**31:
-        raise ValueError(f"limit is {arguments.limit}; it must be 0 (all) or a number of pictures")
+def add_commands(commands, common, weights, prompts: list):
+    """Add probe and robustness; common, weights, prompts: options that others share."""
+    command = commands.add_parser("probe", parents=prompts, help="a linear classifier on the image "
+                                  "tower: how many labelled examples is a sentence worth?")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("--data", required=True, help="shapes, a folder of train/ and test/ with "
+                         "one folder for each class, or a Hub set with class labels")
+    command.add_argument("--style", default="plain", help="shapes: plain, sketch, textured, "
+                         "inverted, cluttered or resampled")
+    command.add_argument("--limit", type=int, default=0, metavar="N",
+                         help="only the first so many images of each split")
+    command.add_argument("--plot", metavar="FILE", help="draw the curve of few shots")
+    command.set_defaults(function=run_probe)
+
+    command = commands.add_parser("robustness", parents=[common, weights], help="the lecture's "
+                                  "table: zero-shot and supervised on ImageNet and five shifts")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("--supervised", default=SUPERVISED, metavar="NAME", help="a classifier of "
+                         "ImageNet: timm/NAME, or a Hub id or folder of transformers, such as "
+                         f"microsoft/resnet-101; none: CLIP alone (default {SUPERVISED})")
+    command.add_argument("--sets", metavar="DIR", help="a folder that holds wds_imagenet1k, "
+                         "wds_imagenetv2, …; what is missing is left out (default: the Hub)")
+    command.add_argument("--limit", type=int, default=0, metavar="N",
+                         help="only the first so many images of each set")
+    command.add_argument("--plot", metavar="FILE", help="draw the table as bars")
+    command.set_defaults(function=run_robustness)
 
 
-def vocabulary(arguments, model, tokenizer, background=None) -> Vocabulary:
-    if arguments.background is not None:
-        background = [text.strip() for text in arguments.background.split(",") if text.strip()]
-    return Vocabulary(model, tokenizer, background, arguments.template or TEMPLATES)
-
-
-def scored(arguments, report, absent: int) -> dict:
-    """A report of the model on --data, and its mean for the same model before training."""
-    model, tokenizer, transform = open_model(arguments, arguments.model)
-    found = annotated_set(arguments.data, transform.size, arguments.limit, absent)
-    figures = report(model, vocabulary(arguments, model, tokenizer, found.background), found.rows)
-    blank = untrained(model)
-    before = report(blank, vocabulary(arguments, blank, tokenizer, found.background), found.rows)
-    first = next(iter(figures))
-    return {first: figures[first], "untrained": before[first]} | figures
-
-
-def print_scores(figures: dict, title: str):
-    """The mean beside its baselines, and the labels that went worst."""
-    first, *_ = figures.values()
-    print(f"\n  {title:34}{first:8.1f}")
-    for name, meaning in (("untrained", "the same model before training"),
-                          ("centre", "the centre is the object"), ("guessing", "by chance")):
-        print(f"  {meaning:34}{figures[name]:8.1f}")
-    worst = sorted(figures["labels"].items(), key=lambda item: item[1])[:5]
-    print(f"  ({figures['pictures']:,} pictures, mean of {len(figures['labels'])} labels, percent; "
-          "worst: " + ", ".join(f"{name} {value:.0f}" for name, value in worst) + ")")
-
-
-def run_segment(arguments):
-    """miniclip segment: a label for each pixel, of images, or the score on a set with masks."""
-    what_to_do(arguments)
-    if arguments.data:
-        figures = scored(arguments, segmentation_report, absent=0)
-        if not as_json(arguments, figures):
-            print_scores(figures, "mean IoU")
-        return
-    labels = read_labels(arguments.labels)
-    model, tokenizer, transform = open_model(arguments, arguments.model)
-    words = vocabulary(arguments, model, tokenizer)
-    if len(labels) == 1 and not len(words.background):
-        raise ValueError("one label and no background: every pixel would be the label's. Give a "
-                         "second label, or what else there is: --background grass,sky")
-    pictures, masks, told = [], [], []
-    for path in arguments.image:
-        pictures.append(read_image(path, transform.size, resize_whole))
-        masks.append(segment(model, words, pictures[-1], labels))
-        told.append({"image": path, "labels": shares(masks[-1], labels)})
-    if not as_json(arguments, told):
-        for row in told:
-            print(plots.shown_name(row["image"], 10**6))
-            for label in row["labels"]:
-                print(f"  {100 * label['share']:5.1f} %  {'█' * round(20 * label['share']):20}  "
-                      f"{label['label']}")
-    if arguments.masks:
-        for path, mask in zip(arguments.image, masks):
-            plots.write_masks(Path(arguments.masks), path, mask, labels)
+def run_probe(arguments):
+    """miniclip probe: logistic regression on few and on all labelled images, beside zero-shot."""
+    check_limit(arguments)
+    loaded = open_model(arguments, arguments.model)
+    splits, names = labelled_splits(arguments.data, loaded[2].size, arguments.style,
+                                    arguments.limit)
+    figures = probe_report(loaded, names, splits, arguments.template or TEMPLATES)
+    if not as_json(arguments, figures):
+        print_probe(figures)
     if arguments.plot:
-        shown(arguments, len(pictures))
-        plots.segments_sheet(pictures[:DRAWN], masks[:DRAWN], labels, arguments.plot)
+        plots.shots_curve(figures, arguments.plot)
 
 
-def shares(mask, labels: list[str]) -> list[dict]:
-    """Of each label: the share of the picture that it covers, and the box around it all."""
-    H, W = mask.shape
-    rows = []
-    for number, label in enumerate(labels, start=1):
-        box = largest_box(mask == number)
-        relative = box and [round(n, 4) for n in (box.left / W, box.top / H, box.right / W,
-                                                  box.bottom / H)]
-        rows.append({"label": label, "share": round(float((mask == number).mean()), 4),
-                     "box": relative})
-    return rows
+def print_probe(figures: dict):
+    def line(name: str, row: dict):
+        low, high = row["interval"]
+        print(f"  {name:38}{row['accuracy']:7.1f}   ({low:.1f} to {high:.1f})")
+
+    print(f"\n  {'accuracy, %':38}{'':7}   (95 % interval)")
+    line("zero-shot, no example", figures["zero_shot"])
+    for row in figures["shots"]:
+        line(f"probe, {row['shots']} of each class", row)
+    line(f"probe, all {figures['probe']['examples']:,} examples", figures["probe"])
+    print(f"  {'chance':38}{100 / figures['classes']:7.1f}   ({figures['classes']} classes, "
+          f"{figures['images']:,} test images)")
+    print(f"  a sentence is worth {worth_in_words(figures)}")
 
 
-def run_detect(arguments):
-    """miniclip detect: boxes with labels, of images, or the score on a set with true boxes."""
-    what_to_do(arguments)
-    if arguments.data:
-        figures = scored(arguments, detection_report, absent=2)
-        if not as_json(arguments, figures):
-            print_scores(figures, "AP50")
-            print(f"  best threshold {figures['threshold']:.3f}, chosen on every second picture; "
-                  f"F1 on the others {figures['f1']:.1f} %")
-        return
-    labels = read_labels(arguments.labels)
-    model, tokenizer, transform = open_model(arguments, arguments.model)
-    words = vocabulary(arguments, model, tokenizer)
-    pictures, found, told = [], [], []
-    for path in arguments.image:
-        pictures.append(picture := read_image(path, transform.size, resize_whole))
-        found.append(detect(model, words, picture, labels, arguments.threshold))
-        H, W = picture.shape[:2]
-        told.append({"image": path, "boxes": [
-            {"label": labels[one.box.label], "score": round(one.score, 4),
-             "box": [round(n, 4) for n in (one.box.left / W, one.box.top / H, one.box.right / W,
-                                           one.box.bottom / H)]} for one in found[-1]]})
-    if not as_json(arguments, told):
-        for row in told:
-            print(plots.shown_name(row["image"], 10**6))
-            for box in row["boxes"] or [None]:
-                print("  nothing" if box is None else
-                      f"  {box['score']:+.3f}  {box['label']:20}  left {box['box'][0]:.0%}, top "
-                      f"{box['box'][1]:.0%}, right {box['box'][2]:.0%}, bottom {box['box'][3]:.0%}")
+def worth_in_words(figures: dict) -> str:
+    worth, shots = figures["worth"], figures["shots"]
+    if worth is None:
+        return f"more than {shots[-1]['shots']} labelled examples of each class"
+    if worth == shots[0]["shots"]:
+        return "no more than one labelled example of each class"
+    return f"about {worth:.1f} labelled examples of each class"
+
+
+def run_robustness(arguments):
+    """miniclip robustness: the lecture's table, each set from the Hub or from a folder."""
+    check_limit(arguments)
+    places = places_of_sets(arguments.sets)
+    loaded = open_model(arguments, arguments.model)
+    classifier = names = None
+    if arguments.supervised != "none":
+        classifier = load_classifier(arguments.supervised, pick_device(arguments.device))
+        names = labelled_images(places[SHIFTS[0]]).names
+    table = []
+    for shift, where in places.items():
+        found = labelled_images(where)
+        rows = islice(found.rows, arguments.limit or None)
+        table.append(shift_row(loaded, classifier, shift, found, rows, names))
+    figures = {"model": arguments.model, "supervised": classifier and classifier.name,
+               "limit": arguments.limit, "sets": table}
+    if not as_json(arguments, figures):
+        print_robustness(figures)
     if arguments.plot:
-        shown(arguments, len(pictures))
-        plots.boxes_sheet(pictures[:DRAWN], found[:DRAWN], labels, arguments.plot)
+        plots.robustness_bars(figures, arguments.plot)
 
 
-def shown(arguments, count: int):
-    if count > DRAWN:
-        print(f"{arguments.plot} shows the first {DRAWN} images", file=sys.stderr)
+def places_of_sets(folder: str | None) -> dict:
+    """{shift: where its images are}: on the Hub, or those of the sets that a folder holds.
+
+    ValueError if it holds none, or not ImageNet, whose class names all others are looked up in.
+    """
+    if not folder:
+        return {shift: shift.data for shift in SHIFTS}
+    places = {shift: Path(folder).expanduser() / shift.data.split("/")[1] for shift in SHIFTS}
+    there = {shift: str(path) for shift, path in places.items() if path.is_dir()}
+    if SHIFTS[0] not in there:
+        raise ValueError(f"{folder} has no {IMAGENET.split('/')[1]}/, the set whose names all "
+                         "others are compared with")
+    return there
+
+
+def print_robustness(figures: dict):
+    def cell(row: dict | None) -> str:
+        if row is None:
+            return f"{'':20}"
+        low, high = row["interval"]
+        return f"{row['accuracy']:6.1f} ({low:.1f}–{high:.1f})".ljust(20)
+
+    print(f"\n  {'accuracy, %':18}{'zero-shot':20}{'supervised':20}{'published':>10}   "
+          "the lecture: CLIP / supervised")
+    for row in figures["sets"]:
+        clip, supervised = row["lecture"]["clip"], row["lecture"]["supervised"]
+        print(f"  {row['set']:18}{cell(row['clip'])}{cell(row['supervised'])}"
+              f"{row['published_clip']:10.2f}   {clip:.1f} / {supervised:.1f}")
+    print(f"  zero-shot: {figures['model']}; supervised: {figures['supervised'] or 'none'}; in "
+          "brackets 95 % intervals; published: OpenAI's ViT-L/14@336px by CLIP_benchmark")

@@ -27,6 +27,13 @@ def bootstrap(values: np.ndarray, statistic: Callable = np.mean, level: float = 
     return round(float(low), 6), round(float(high), 6)
 
 
+def accuracy_of(right: np.ndarray) -> dict:
+    """Is each image right? (N,) bool → {"accuracy", "interval": 95 % bootstrap}, in percent."""
+    low, high = bootstrap(100 * right)
+    return {"accuracy": round(100 * float(np.mean(right)), 2),
+            "interval": [round(low, 2), round(high, 2)]}
+
+
 # The 97.5th percentile of Student's t with 1, 2, … degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179,
            2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093)

@@ -6,14 +6,19 @@
 The classifier is scikit-learn's, with L-BFGS, as in the paper (section A.3): an optional extra.
 """
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 
-from miniclip.data.images import normalize
-from miniclip.tasks.features import check_finite, embed_images
-from miniclip.tasks.intervals import bootstrap, mean_interval
+from miniclip.data import scenes
+from miniclip.data.images import decode, fit, in_threads, normalize
+from miniclip.data.labelled import labelled_images
+from miniclip.tasks.features import check_finite, embed_images, progress
+from miniclip.tasks.intervals import accuracy_of, mean_interval
 from miniclip.tasks.zero_shot import TEMPLATES, class_vectors
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -51,7 +56,8 @@ def classifier(penalty: float):
 
 def fit_and_score(train: tuple, test: tuple, penalty: float) -> np.ndarray:
     """(features (N, C), labels (N,)) twice → is each test image right? (M,) bool."""
-    found = classifier(penalty).fit(*train)
+    with warnings.catch_warnings(action="ignore"):  # 1,000 iterations are enough, as in the paper
+        found = classifier(penalty).fit(*train)
     return found.predict(test[0]) == test[1]
 
 
@@ -83,15 +89,97 @@ def pick_shots(labels: np.ndarray, shots: int, rng: np.random.Generator) -> np.n
                            for c in np.unique(labels)])
 
 
-def probe_report(loaded, names: list[str], train: Split, validation: Split, test: Split,
-                 templates=TEMPLATES, draws: int = DRAWS) -> dict:
+def labelled_splits(where: str, size: int, style: str = "plain", limit: int = 0):
+    """A labelled set → ({"train", "validation", "test": Split}, class names), all decoded.
+
+    Of `shapes` the classes are the combinations that no training scene shows, in one style. A set
+    without a validation split gives a fifth of its training images to it (section A.3); a set of
+    one split only, a fifth to each of the others. ValueError says what is missing.
+    """
+    if where == "shapes":
+        return scene_splits(size, style)
+    if style != "plain":
+        raise ValueError("--style belongs to --data shapes")
+    found, names = {}, None
+    for split in ("train", "validation", "test"):
+        try:
+            rows, names_here, _ = labelled_images(where, split)
+        except ValueError as error:
+            if "no split" not in str(error):
+                raise
+            continue
+        if names is not None and names_here != names:
+            raise ValueError(f"{where}: the splits don't have the same classes")
+        names = names_here
+        found[split] = read_split(islice(rows, limit or None), size)
+    if not found:
+        rows, names, _ = labelled_images(where)
+        found["train"] = read_split(islice(rows, limit or None), size)
+    if missing := [split for split in ("train",) if split not in found]:
+        raise ValueError(f"{where} has no split {missing[0]!r} for a probe to be trained on")
+    for split in ("test", "validation"):
+        if split not in found:
+            found["train"], found[split] = divided(found["train"])
+    return found, names
+
+
+def scene_splits(size: int, style: str) -> tuple[dict[str, Split], list[str]]:
+    """Forty, ten and forty scenes of each held-out combination; the seeds are no other set's."""
+    if style not in scenes.STYLES:
+        raise ValueError(f"unknown style {style!r}; one of {', '.join(scenes.STYLES)}")
+    found = {}
+    for split, count, seed in (("train", 40, 21), ("validation", 10, 22), ("test", 40, 23)):
+        images, labels = scenes.held_out_set(count, seed, style)
+        shown, numbers = np.unique(labels, return_inverse=True)
+        found[split] = Split(fit(images, size), numbers)
+    return found, [scenes.class_names()[label] for label in shown]
+
+
+def read_split(rows: Iterator, size: int) -> Split:
+    """Rows of `labelled_images` → decoded; images that can't be opened are left out."""
+    images, labels = [], []
+    for batch in progress(in_threads(lambda row: (decode(row[0], size)[0], row[1]), rows, 250),
+                          "batch"):
+        for image, label in batch:
+            if image is not None:
+                images.append(image)
+                labels.append(label)
+    if not images:
+        raise ValueError("a split holds no image that can be opened")
+    return Split(np.stack(images), np.array(labels))
+
+
+def divided(split: Split, share: float = 0.2) -> tuple[Split, Split]:
+    """A split → the same without a `share` of each class, and that share; seeded."""
+    rng = np.random.default_rng(0)
+    chosen = np.zeros(len(split.labels), bool)
+    for c in np.unique(split.labels):
+        rows = np.flatnonzero(split.labels == c)
+        chosen[rng.permutation(rows)[:max(1, round(share * len(rows)))]] = True
+    return (Split(split.images[~chosen], split.labels[~chosen]),
+            Split(split.images[chosen], split.labels[chosen]))
+
+
+def check_classes(splits: dict[str, Split], names: list[str]):
+    """ValueError for a class without a training image, or fewer than two classes."""
+    if len(names) < 2:
+        raise ValueError("a probe needs at least two classes")
+    seen = set(splits["train"].labels.tolist())
+    if missing := [name for number, name in enumerate(names) if number not in seen]:
+        raise ValueError(f"no training image of the class {missing[0]!r}; give more images, or a "
+                         "larger --limit")
+
+
+def probe_report(loaded, names: list[str], splits: dict[str, Split], templates=TEMPLATES,
+                 draws: int = DRAWS) -> dict:
     """A probe on all labels, probes on a few, and zero-shot → accuracies on `test`, in percent.
 
     Args:
         loaded: (model, tokenizer, transform), as `miniclip.load` gives them.
         names: of the classes. Zero-shot chooses among these.
-        train, validation, test: the penalty is chosen on validation, for each number of shots
-            once, on its first draw; the probe on all labels is then trained on both, as in A.3.
+        splits: "train", "validation" and "test". The penalty is chosen on validation, for each
+            number of shots once, on its first draw; the probe on all labels is then trained on
+            train and validation, as in A.3.
         templates: of zero-shot's prompts.
         draws: how often k examples are drawn.
 
@@ -101,27 +189,22 @@ def probe_report(loaded, names: list[str], train: Split, validation: Split, test
         number of examples of each class at which the curve crosses zero-shot, None if it doesn't
         within the shots.
     """
+    check_classes(splits, names)
     model, tokenizer, _ = loaded
+    test = splits["test"]
     vectors = class_vectors(model, tokenizer, names, templates)
     right = (embed_images(model, test.images) @ vectors.T).argmax(1).numpy() == test.labels
     data = {name: (probe_features(model, split.images), split.labels)
-            for name, split in (("train", train), ("validation", validation), ("test", test))}
+            for name, split in splits.items()}
     penalty = choose_penalty(data["train"], data["validation"])
     both = tuple(np.concatenate(parts) for parts in zip(data["train"], data["validation"]))
-    figures = {"zero_shot": told(right), "classes": len(names), "images": len(test.labels),
-               "probe": told(fit_and_score(both, data["test"], penalty)) | {
+    figures = {"zero_shot": accuracy_of(right), "classes": len(names), "images": len(test.labels),
+               "probe": accuracy_of(fit_and_score(both, data["test"], penalty)) | {
                    "examples": len(both[1]), "penalty": penalty}}
-    fewest = np.unique(train.labels, return_counts=True)[1].min()
+    fewest = np.unique(splits["train"].labels, return_counts=True)[1].min()
     figures["shots"] = [few_shots(data, shots, draws) for shots in SHOTS if shots <= fewest]
     figures["worth"] = worth(figures["shots"], figures["zero_shot"]["accuracy"])
     return figures
-
-
-def told(right: np.ndarray) -> dict:
-    """Is each image right? (N,) → accuracy and its interval, in percent."""
-    low, high = bootstrap(100 * right)
-    return {"accuracy": round(100 * float(right.mean()), 2),
-            "interval": [round(low, 2), round(high, 2)]}
 
 
 def few_shots(data: dict, shots: int, draws: int) -> dict:

@@ -26,6 +26,7 @@ BACKGROUND = ("grass", "sky", "sand", "street", "water", "snow", "wall", "floor"
 BACKGROUND_TEMPLATES = ("{}", "a photo of {}", "on {}")
 FINE_GRID = 14  # patches a side that need no smaller windows, about: ViT-B/16 has 14
 SMALL_WINDOWS = (1 / 4, 3 / 8, 1 / 2)  # in parts of the picture's shorter side
+LARGE_PART = 0.25  # of the picture: what a background must fit best to count as there
 RADIUS = 0.35  # of the guided filter, in parts of the shorter side; chosen on scenes
 BATCH = 250  # windows at once
 
@@ -138,14 +139,30 @@ def guided_filter(picture: np.ndarray, maps: torch.Tensor, radius: int, epsilon:
 
 
 def label_maps(model, vocabulary: Vocabulary, picture: np.ndarray, labels, windows=None):
-    """How far each of K labels leads over every background, by pixel → (K, H, W) float32.
+    """How far each of K labels leads over the backgrounds, by pixel → (K, H, W) float32.
 
-    Above zero a pixel fits the label better than any background. Without backgrounds: the cosine.
+    Above zero a pixel fits the label better than any background that is there. Without backgrounds:
+    the cosine.
     """
     K = len(labels)
     maps = similarity_maps(model, vocabulary.vectors(labels), picture, windows)
-    maps = guided_filter(picture, maps, radius=max(1, round(RADIUS * min(picture.shape[:2]))))
-    return maps[:K] - maps[K:].amax(0) if len(maps) > K else maps
+    there = [K + k for k in backgrounds_there(maps[K:])]
+    maps = guided_filter(picture, maps[[*range(K), *there]],
+                         radius=max(1, round(RADIUS * min(picture.shape[:2]))))
+    return maps[:K] - maps[K:].amax(0) if there else maps
+
+
+def backgrounds_there(maps: torch.Tensor) -> list[int]:
+    """Maps of the backgrounds alone (n, H, W) → those that fit a large part of the picture best.
+
+    The others would take pixels from the labels: a black cross is much like "a black background".
+    MaskCLIP leaves out labels in the same way (section 3.3, "prompt denoising").
+    """
+    if not len(maps):
+        return []
+    best = maps.argmax(0).flatten().bincount(minlength=len(maps))  # pixels, (n,)
+    large = (best >= LARGE_PART * maps[0].numel()).nonzero().flatten().tolist()
+    return large or [int(best.argmax())]
 
 
 def segment(model, vocabulary: Vocabulary, picture: np.ndarray, labels, windows=None):
