@@ -59,6 +59,8 @@ transfer: $(READY)  ## what transfers: score runs/shapes in segmentation, detect
 	  --plot $(TRANSFER)/segment.png > $(TRANSFER)/segment.json
 	$(BIN)miniclip detect --data shapes --model runs/shapes --json --threshold 0.24 \
 	  --plot $(TRANSFER)/detect.png > $(TRANSFER)/detect.json
+	$(BIN)miniclip relations runs/shapes --json --plot $(TRANSFER)/relations.png \
+	  > $(TRANSFER)/relations.json
 	for style in plain sketch; do $(BIN)miniclip probe runs/shapes --data shapes --style $$style --json \
 	  --plot $(TRANSFER)/probe-$$style.png > $(TRANSFER)/probe-$$style.json; done
 

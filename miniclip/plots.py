@@ -306,6 +306,26 @@ def shots_curve(figures: dict, path):
         axis.legend(loc="lower right", bbox_to_anchor=(1, 0.08))
 
 
+def relations_matrices(figures: dict, path):
+    """relations' figures → distances between labels as one-hot vectors, and as sentences."""
+    labels, learnt = figures["labels"], np.array(figures["distances"])
+    one_hot = math.sqrt(2) * (1 - np.eye(len(labels)))
+    side = min(7, 2.2 + 0.3 * len(labels))
+    with drawing(path, 1, 2, grid=False, figsize=(2 * side + 1, side)) as axes:
+        for axis, matrix, title in zip(axes, (one_hot, learnt), ("as numbers", "as sentences")):
+            picture = axis.imshow(matrix, cmap="Blues_r", vmin=0, vmax=max(1.42, learnt.max()))
+            ticks = range(len(labels)) if len(labels) <= 50 else []
+            axis.set_xticks(ticks, [labels[i] for i in ticks], rotation=90, parse_math=False)
+            axis.set_yticks(ticks, [labels[i] for i in ticks], parse_math=False)
+            axis.set(title=title)
+            if len(labels) <= 12:
+                for (row, column), value in np.ndenumerate(matrix):
+                    axis.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=7,
+                              color="white" if value < 0.7 else "black")
+        axes[1].set_yticks([])
+        axes[0].figure.colorbar(picture, ax=axes, label="distance", shrink=0.7)
+
+
 def robustness_bars(figures: dict, path):
     """robustness's figures → bars of both, set by set, with 95 % intervals and the lecture's."""
     rows = figures["sets"]

@@ -30,7 +30,7 @@ ORDER = """
     weights.pretrained weights.export weights.supervised
     tasks.features
     tasks.intervals tasks.retrieval tasks.zero_shot
-    tasks.search tasks.segment tasks.probe tasks.robustness
+    tasks.search tasks.segment tasks.probe tasks.relations tasks.robustness
     tasks.detect
     plots
     train
@@ -135,7 +135,8 @@ def test_kernels_is_no_package_of_that_name():
 
 def test_there_is_a_folder_of_tests_for_each_room():
     """tests/data/test_pairs.py for data/pairs.py: whoever changes a file knows where to look."""
-    elsewhere = {"config": "test_cli.py", "commands.shared": "test_cli.py", "device": "test_train.py",
+    elsewhere = {"config": "test_cli.py", "commands.shared": "test_cli.py",
+                 "device": "test_train.py",
                  "data.drawing": "data/test_scenes.py", "weights.checkpoint": "test_train.py",
                  "weights.names": "weights/test_pretrained.py"}
     for path in ROOMS:

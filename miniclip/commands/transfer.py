@@ -1,13 +1,15 @@
-"""`miniclip probe | robustness`: what labels add, and what is left when the world shifts."""
+"""`miniclip probe | relations | robustness`: what labels add, what they lack, what shifts leave."""
 
 from itertools import islice
 from pathlib import Path
 
 from miniclip import plots
-from miniclip.commands.shared import MODEL_HELP, as_json, check_limit, open_model
+from miniclip.commands.shared import MODEL_HELP, as_json, check_limit, open_model, read_labels
+from miniclip.data.drawing import THINGS
 from miniclip.data.labelled import labelled_images
 from miniclip.device import pick_device
 from miniclip.tasks.probe import labelled_splits, probe_report
+from miniclip.tasks.relations import relations_report
 from miniclip.tasks.robustness import IMAGENET, SHIFTS, shift_row
 from miniclip.tasks.zero_shot import TEMPLATES
 from miniclip.weights.supervised import load_classifier
@@ -28,6 +30,14 @@ def add_commands(commands, common, weights, prompts: list):
                          help="only the first so many images of each split")
     command.add_argument("--plot", metavar="FILE", help="draw the curve of few shots")
     command.set_defaults(function=run_probe)
+
+    command = commands.add_parser("relations", parents=prompts, help="how far labels are from each "
+                                  "other: as numbers, and as sentences")
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument("--labels", default=",".join(THINGS), metavar="A,B,…",
+                         help="three at least; @FILE: one a line (default: the things of shapes)")
+    command.add_argument("--plot", metavar="FILE", help="draw both matrices of distances")
+    command.set_defaults(function=run_relations)
 
     command = commands.add_parser("robustness", parents=[common, weights], help="the lecture's "
                                   "table: zero-shot and supervised on ImageNet and five shifts")
@@ -78,6 +88,25 @@ def worth_in_words(figures: dict) -> str:
     if worth == shots[0]["shots"]:
         return "no more than one labelled example of each class"
     return f"about {worth:.1f} labelled examples of each class"
+
+
+def run_relations(arguments):
+    """miniclip relations: distances between labels as one-hot vectors, and as sentences."""
+    labels = read_labels(arguments.labels)
+    model, tokenizer, _ = open_model(arguments, arguments.model)
+    figures = relations_report(model, tokenizer, labels, arguments.template or TEMPLATES)
+    if not as_json(arguments, figures):
+        width = max(12, *map(len, labels)) + 2
+        print(f"\n  {'':{width}}{'nearest':{width}}{'distance':>9}   "
+              f"{'farthest':{width}}{'distance':>9}")
+        for row in figures["nearest"]:
+            print(f"  {row['label']:{width}}{row['nearest']:{width}}{row['distance']:9.2f}   "
+                  f"{row['farthest']:{width}}{row['farthest_distance']:9.2f}")
+        learnt = figures["learnt"]
+        print(f"  as sentences every two are {learnt['least']:.2f} to {learnt['most']:.2f} apart; "
+              f"as numbers (one-hot) all are {figures['one_hot']['mean']:.2f} apart")
+    if arguments.plot:
+        plots.relations_matrices(figures, arguments.plot)
 
 
 def run_robustness(arguments):
