@@ -231,10 +231,11 @@ def labelled_sheet(count: int, labels: list[str], path):
 
 
 def draw_segments(axis, picture: np.ndarray, mask: np.ndarray, colours):
-    """A picture (H, W, 3) under its mask (H, W): 0 is left as it is, k + 1 gets colours[k]."""
-    painted = picture / 255
+    """A picture (H, W, 3) under its mask (H, W): 0 pales, k + 1 gets colours[k]."""
+    painted = 0.35 * picture / 255 + 0.65
+    gray = picture.mean(axis=2, keepdims=True) / 255
     for k, colour in enumerate(colours, start=1):
-        painted[mask == k] = 0.4 * painted[mask == k] + 0.6 * colour
+        painted[mask == k] = 0.3 * gray[mask == k] + 0.7 * colour
     axis.imshow(painted)
 
 
@@ -259,7 +260,7 @@ def dense_sheet(pictures: list, found: list, labels: list[str], draw, path):
 
 
 def scored_sheet(rows: list, found: list, draw, path):
-    """Annotated pictures with what each was asked for; below, what was found (masks or boxes)."""
+    """Annotated pictures with the labels that they show; below, what was found (masks or boxes)."""
     with drawing(path, 2, len(rows), grid=False, squeeze=False,
                  figsize=(1.9 * len(rows), 4.4)) as axes:
         for (top, low), row, one in zip(axes.T, rows, found):
@@ -268,9 +269,18 @@ def scored_sheet(rows: list, found: list, draw, path):
             draw(low, row.picture, one, colours)
             low.set(xticks=[], yticks=[])
             low.spines[:].set_visible(False)
-            for k, (label, colour) in enumerate(zip(row.asked, colours)):
-                top.text(0.5, 1.03 + 0.11 * (len(row.asked) - 1 - k), label, color=colour,
-                         fontsize=9, ha="center", transform=top.transAxes, parse_math=False)
+            there = labels_there(row)
+            for place, k in enumerate(reversed(there)):
+                top.text(0.5, 1.03 + 0.11 * place, row.asked[k], color=colours[k], fontsize=9,
+                         ha="center", transform=top.transAxes, parse_math=False)
+
+
+def labels_there(row) -> list[int]:
+    """The numbers of the labels that an Annotated picture shows, by its mask or its boxes."""
+    shown = {box.label for box in row.boxes or ()}
+    if row.mask is not None:
+        shown |= {k for k in range(len(row.asked)) if (row.mask == k + 1).any()}
+    return sorted(shown)
 
 
 def write_masks(folder: Path, image, mask: np.ndarray, labels: list[str]):
@@ -279,11 +289,16 @@ def write_masks(folder: Path, image, mask: np.ndarray, labels: list[str]):
     with Image.open(image) as picture:
         size = ImageOps.exif_transpose(picture).size
     for k, label in enumerate(labels, start=1):
-        name = re.sub(r"[^\w-]+", "_", label).strip("_") or f"label{k}"
         white = Image.fromarray(np.where(mask == k, np.uint8(255), np.uint8(0)))
         white = white.resize(size, Image.Resampling.NEAREST)
-        write_atomically(folder / f"{Path(image).stem}-{name}.png",
+        write_atomically(folder / mask_name(image, label),
                          lambda new, white=white: white.save(new, "PNG"))
+
+
+def mask_name(image, label: str) -> str:
+    """ "photo.jpg", "a red dog" → "photo-a_red_dog.png"."""
+    name = re.sub(r"[^\w-]+", "_", label).strip("_")
+    return f"{Path(image).stem}-{name}.png"
 
 
 def shots_curve(figures: dict, path):
@@ -303,7 +318,7 @@ def shots_curve(figures: dict, path):
         axis.set(xticks=shots, xticklabels=shots, ylim=(0, 102), ylabel="accuracy, %",
                  xlabel="labelled examples of each class",
                  title=f"{figures['classes']} classes, {figures['images']:,} test images")
-        axis.legend(loc="lower right", bbox_to_anchor=(1, 0.08))
+        axis.legend(loc="center right")
 
 
 def relations_matrices(figures: dict, path):

@@ -269,6 +269,8 @@ def test_the_readmes_figures_of_transfer_are_the_recorded_ones(name, row):
     first = next(iter(figures))
     expected = [figures[key] for key in (first, "untrained", "centre", "guessing")]
     assert told == [round(value, 1) for value in expected]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "{:.1f} to {:.1f}".format(*figures["interval"]) in text
 
 
 @pytest.mark.parametrize("style", ["plain", "sketch"])

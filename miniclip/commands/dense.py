@@ -1,19 +1,20 @@
 """`miniclip segment | detect`: where in a picture is what a label names?"""
 
 import argparse
+import math
 import sys
+from collections import Counter
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from miniclip import plots
 from miniclip.commands.shared import MODEL_HELP, as_json, check_limit, open_model, read_labels
-from miniclip.data.annotated import annotated
+from miniclip.data.annotated import annotated, box_around
 from miniclip.data.images import read_image, resize_whole
 from miniclip.tasks.detect import detect, detection_report
 from miniclip.tasks.features import untrained
 from miniclip.tasks.search import DEFAULT_MODEL
-from miniclip.tasks.segment import Vocabulary, largest_box, segment, segmentation_report
+from miniclip.tasks.segment import Vocabulary, segment, segmentation_report
 from miniclip.tasks.zero_shot import TEMPLATES
 
 DRAWN, DRAWN_OF_A_SET = 20, 8  # pictures in a sheet, at most
@@ -56,6 +57,10 @@ def what_to_do(arguments):
     """ValueError unless either images with labels or data are given."""
     if arguments.data and (arguments.image or arguments.labels):
         raise ValueError("--data scores the model on a set: leave out images and --labels")
+    if arguments.data and getattr(arguments, "masks", None):
+        raise ValueError("--masks belongs to images, not to --data")
+    if arguments.limit and not arguments.data:
+        raise ValueError("--limit belongs to --data")
     if not arguments.data and not (arguments.image and arguments.labels):
         raise ValueError("give images and --labels, such as: photo.jpg --labels dog,cat; or a set "
                          "to be scored on: --data shapes")
@@ -69,29 +74,31 @@ def vocabulary(arguments, model, tokenizer) -> Vocabulary:
     return Vocabulary(model, tokenizer, background, arguments.template or TEMPLATES)
 
 
-def scored(arguments, report, absent: int, look, draw) -> dict:
-    """A report of the model on --data, with its mean for the same model before training.
-
-    look(model, vocabulary, picture, labels) gives what --plot draws of the first pictures.
-    """
+def scored(arguments, report, absent: int) -> dict:
+    """A report of the model on --data, with its mean for the same model before training."""
     model, tokenizer, transform = open_model(arguments, arguments.model)
     rows = partial(annotated, arguments.data, transform.size, arguments.limit, absent)
     figures = report(model, vocabulary(arguments, model, tokenizer), rows)
     blank = untrained(model)
     before = report(blank, vocabulary(arguments, blank, tokenizer), rows)
-    if arguments.plot:
-        shown = list(islice(rows(), DRAWN_OF_A_SET))
-        words = vocabulary(arguments, model, tokenizer)
-        found = [look(model, words, row.picture, row.asked) for row in shown]
-        plots.scored_sheet(shown, found, draw, arguments.plot)
     first = next(iter(figures))
     return {first: figures[first], "untrained": before[first]} | figures
+
+
+def draw_scored(arguments, look, draw):
+    """--plot with --data: the first pictures of the set, and what look(…) finds in them."""
+    model, tokenizer, transform = open_model(arguments, arguments.model)
+    words = vocabulary(arguments, model, tokenizer)
+    rows = list(annotated(arguments.data, transform.size, DRAWN_OF_A_SET))
+    found = [look(model, words, row.picture, row.asked) for row in rows]
+    plots.scored_sheet(rows, found, draw, arguments.plot)
 
 
 def print_scores(figures: dict, title: str):
     """The mean beside its baselines, and the labels that went worst."""
     first, *_ = figures.values()
-    print(f"\n  {title:34}{first:8.1f}")
+    low, high = figures["interval"]
+    print(f"\n  {title:34}{first:8.1f}   (95 % interval {low:.1f} to {high:.1f})")
     for name, meaning in (("untrained", "the same model before training"),
                           ("centre", "the centre is the object"), ("guessing", "by chance")):
         print(f"  {meaning:34}{figures[name]:8.1f}")
@@ -104,9 +111,11 @@ def run_segment(arguments):
     """miniclip segment: a label for each pixel, of images, or the score on a set with masks."""
     what_to_do(arguments)
     if arguments.data:
-        figures = scored(arguments, segmentation_report, 0, segment, plots.draw_segments)
+        figures = scored(arguments, segmentation_report, absent=0)
         if not as_json(arguments, figures):
             print_scores(figures, "mean IoU")
+        if arguments.plot:  # last: if it can't be written, the figures are out already
+            draw_scored(arguments, segment, plots.draw_segments)
         return
     labels = read_labels(arguments.labels)
     model, tokenizer, transform = open_model(arguments, arguments.model)
@@ -114,6 +123,8 @@ def run_segment(arguments):
     if len(labels) == 1 and not len(words.background):
         raise ValueError("one label and no background: every pixel would be the label's. Give a "
                          "second label, or what else there is: --background grass,sky")
+    if arguments.masks:
+        check_names(plots.mask_name(path, label) for path in arguments.image for label in labels)
     pictures, masks, told = [], [], []
     for path in arguments.image:
         pictures.append(read_image(path, transform.size, resize_whole))
@@ -134,12 +145,21 @@ def run_segment(arguments):
                           arguments.plot)
 
 
+def check_names(names):
+    """ValueError if two masks would have one name."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"--masks would write {name} {times} times; rename an image or a "
+                             "label")
+
+
 def shares(mask, labels: list[str]) -> list[dict]:
     """Of each label: the share of the picture that it covers, and the box around it all."""
     H, W = mask.shape
     rows = []
     for number, label in enumerate(labels, start=1):
-        box = largest_box(mask == number)
+        there = (mask == number).any()
+        box = box_around(mask == number, 0) if there else None
         relative = box and [round(n, 4) for n in (box.left / W, box.top / H, box.right / W,
                                                   box.bottom / H)]
         rows.append({"label": label, "share": round(float((mask == number).mean()), 4),
@@ -150,17 +170,24 @@ def shares(mask, labels: list[str]) -> list[dict]:
 def run_detect(arguments):
     """miniclip detect: boxes with labels, of images, or the score on a set with true boxes."""
     what_to_do(arguments)
+    if not math.isfinite(arguments.threshold):
+        raise ValueError(f"threshold is {arguments.threshold}; it must be a number")
     if arguments.data:
-        look = partial(detect, threshold=arguments.threshold)
-        figures = scored(arguments, detection_report, 2, look, plots.draw_boxes)
+        figures = scored(arguments, detection_report, absent=2)
         if not as_json(arguments, figures):
             print_scores(figures, "AP50")
             print(f"  best threshold {figures['threshold']:.3f}, chosen on every second picture; "
                   f"F1 on the others {figures['f1']:.1f} %")
+        if arguments.plot:
+            draw_scored(arguments, partial(detect, threshold=arguments.threshold),
+                        plots.draw_boxes)
         return
     labels = read_labels(arguments.labels)
     model, tokenizer, transform = open_model(arguments, arguments.model)
     words = vocabulary(arguments, model, tokenizer)
+    if not len(words.background) and arguments.threshold <= 0:
+        raise ValueError("without backgrounds a score is no lead but a sum of two cosines; say "
+                         "with --threshold from which on a box counts")
     pictures, found, told = [], [], []
     for path in arguments.image:
         pictures.append(picture := read_image(path, transform.size, resize_whole))

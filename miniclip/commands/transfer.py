@@ -1,5 +1,6 @@
 """`miniclip probe | relations | robustness`: what labels add, what they lack, what shifts leave."""
 
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def add_commands(commands, common, weights, prompts: list):
     command.add_argument("--supervised", default=SUPERVISED, metavar="NAME", help="a classifier of "
                          "ImageNet: timm/NAME, or a Hub id or folder of transformers, such as "
                          f"microsoft/resnet-101; none: CLIP alone (default {SUPERVISED})")
-    command.add_argument("--sets", metavar="DIR", help="a folder that holds wds_imagenet1k, "
-                         "wds_imagenetv2, …; what is missing is left out (default: the Hub)")
+    command.add_argument("--sets", metavar="DIR", help="a folder that holds wds_imagenet1k "
+                         "and others; of these, what is missing is left out (default: the Hub)")
     command.add_argument("--limit", type=int, default=0, metavar="N",
                          help="only the first so many images of each set")
     command.add_argument("--plot", metavar="FILE", help="draw the table as bars")
@@ -84,7 +85,7 @@ def print_probe(figures: dict):
 def worth_in_words(figures: dict) -> str:
     worth, shots = figures["worth"], figures["shots"]
     if worth is None:
-        return f"more than {shots[-1]['shots']} labelled examples of each class"
+        return f"more than {shots[-1]['shots']} labelled example(s) of each class"
     if worth == shots[0]["shots"]:
         return "no more than one labelled example of each class"
     return f"about {worth:.1f} labelled examples of each class"
@@ -123,6 +124,8 @@ def run_robustness(arguments):
         found = labelled_images(where)
         rows = islice(found.rows, arguments.limit or None)
         table.append(shift_row(loaded, classifier, shift, found, rows, names))
+        clip = table[-1]["clip"]["accuracy"]  # told at once: a later set may break off
+        print(f"{shift.name}: zero-shot {clip:.1f} %", file=sys.stderr)
     figures = {"model": arguments.model, "supervised": classifier and classifier.name,
                "limit": arguments.limit, "sets": table}
     if not as_json(arguments, figures):
@@ -134,7 +137,7 @@ def run_robustness(arguments):
 def places_of_sets(folder: str | None) -> dict:
     """{shift: where its images are}: on the Hub, or those of the sets that a folder holds.
 
-    ValueError if it holds none, or not ImageNet, whose class names all others are looked up in.
+    ValueError if it has no ImageNet, whose class names all others are looked up in.
     """
     if not folder:
         return {shift: shift.data for shift in SHIFTS}
@@ -159,5 +162,8 @@ def print_robustness(figures: dict):
         clip, supervised = row["lecture"]["clip"], row["lecture"]["supervised"]
         print(f"  {row['set']:18}{cell(row['clip'])}{cell(row['supervised'])}"
               f"{row['published_clip']:10.2f}   {clip:.1f} / {supervised:.1f}")
+    unreadable = sum(row["unreadable"] for row in figures["sets"])
+    limit = f"the first {figures['limit']:,} images of each set; " if figures["limit"] else ""
+    print(f"  {limit}{unreadable:,} images can't be opened")
     print(f"  zero-shot: {figures['model']}; supervised: {figures['supervised'] or 'none'}; in "
           "brackets 95 % intervals; published: OpenAI's ViT-L/14@336px by CLIP_benchmark")

@@ -21,6 +21,7 @@ from miniclip.data.drawing import SHAPES, THINGS, pick
 from miniclip.data.images import IMAGE_SUFFIXES, read_image, resize_whole
 from miniclip.files import read_text
 
+EXIF_ORIENTATION = 0x0112
 IGNORED = 255  # a mask's pixel that counts for nothing: the rim of an object, or unknown
 TEST_SCENES = 12  # the seed of the scenes that are scored; settings were chosen on 13 and 14
 
@@ -83,6 +84,9 @@ def name_of(item) -> str:
     return item.kind if item.kind in THINGS else f"{item.colour} {item.kind}"
 
 
+ALL_NAMES = (*(f"{colour} {shape}" for shape in SHAPES for colour in scenes.COATS[shape]), *THINGS)
+
+
 def scene_rows(count: int, seed: int, size: int, absent: int = 0) -> Iterator[Annotated]:
     """Scenes drawn as those of training are, but others; two objects of one name are one label."""
     for i in range(count):
@@ -103,9 +107,6 @@ def scene_rows(count: int, seed: int, size: int, absent: int = 0) -> Iterator[An
         yield Annotated(picture, tuple(asked), mask, tuple(boxes))
 
 
-ALL_NAMES = (*(f"{colour} {shape}" for shape in SHAPES for colour in scenes.COATS[shape]), *THINGS)
-
-
 def box_around(mask: np.ndarray, label: int) -> Box:
     """The smallest box around the pixels of a mask (H, W) bool.
 
@@ -118,23 +119,30 @@ def box_around(mask: np.ndarray, label: int) -> Box:
 
 def folder_rows(root: Path, size: int, count: int) -> Iterator[Annotated]:
     """The pictures of a folder of the form above, in the order of their names."""
+    if not root.is_dir():
+        raise ValueError(f"--data {root}: no such folder; give 'shapes' or a folder")
+    masks, file = root / "masks", root / "instances.json"
+    found = sorted(path for path in root.glob("images/*")
+                   if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    if not (root / "classnames.txt").is_file():
+        raise ValueError(f"{root} needs classnames.txt, a class name a line")
     names = tuple(filter(None, map(str.strip, read_text(root / "classnames.txt").splitlines())))
-    if not names or len(names) > 254:
+    if not names or (masks.is_dir() and len(names) > 254):
         raise ValueError(f"{root / 'classnames.txt'} names {len(names):,} classes; 1 to 254 fit "
                          "into a mask")
-    found = [path for path in (root / "images").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    found = sorted(found)[: count or None]
-    masks, boxes = root / "masks", read_boxes(root / "instances.json", names)
+    boxes = read_boxes(file, names)
     if not found or (boxes is None and not masks.is_dir()):
         raise ValueError(f"{root} needs images/ and masks/ or instances.json; found: "
                          + ", ".join(sorted(path.name for path in root.iterdir())[:8]))
-    for path in found:
+    for path in found[: count or None]:
+        if boxes is not None and path.name not in boxes:
+            raise ValueError(f"{file} does not list {path.name} among its images")
         picture = read_image(path, size, resize_whole)
         mask = None
         if masks.is_dir():
             mask = read_mask(masks / f"{path.stem}.png", picture.shape[:2], len(names))
         yield Annotated(picture, names, mask, None if boxes is None else scaled(
-            boxes.get(path.name, ()), path, picture.shape[:2]))
+            boxes[path.name], path, picture.shape[:2]))
 
 
 def read_mask(path: Path, shape: tuple[int, int], classes: int) -> np.ndarray:
@@ -144,6 +152,9 @@ def read_mask(path: Path, shape: tuple[int, int], classes: int) -> np.ndarray:
             if image.mode not in ("L", "P"):
                 raise ValueError(f"{path} holds {image.mode} pixels; a mask holds class numbers, "
                                  "in mode L or P")
+            if abs(image.width * shape[0] - image.height * shape[1]) > max(*shape, *image.size):
+                raise ValueError(f"{path} is {image.width} × {image.height}; its image has another "
+                                 "shape")
             values = np.asarray(image.resize(shape[::-1], Image.Resampling.NEAREST))
     except FileNotFoundError:
         raise ValueError(f"no mask {path} for the image of that name") from None
@@ -156,21 +167,21 @@ def read_mask(path: Path, shape: tuple[int, int], classes: int) -> np.ndarray:
 
 
 def read_boxes(path: Path, names: tuple[str, ...]) -> dict[str, tuple[Box, ...]] | None:
-    """COCO's instances → {file name: boxes in pixels of the original}; None if there is no file."""
+    """COCO's instances → {file name: boxes in pixels of the image}; None if there is no file."""
     if not path.is_file():
         return None
     try:
         content = json.loads(read_text(path))
         categories = {row["id"]: row["name"] for row in content["categories"]}
         files = {row["id"]: Path(row["file_name"]).name for row in content["images"]}
-        boxes: dict[str, list[Box]] = {}
+        boxes: dict[str, list[Box]] = {name: [] for name in files.values()}
         for row in content["annotations"]:
             left, top, width, height = map(float, row["bbox"])
             if not (width > 0 and height > 0 and math.isfinite(left + top + width + height)):
                 raise ValueError(f"bbox {row['bbox']} has no area")
             box = Box(names.index(categories[row["category_id"]]), left, top, left + width,
                       top + height, bool(row.get("iscrowd", 0)))
-            boxes.setdefault(files[row["image_id"]], []).append(box)
+            boxes[files[row["image_id"]]].append(box)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not in COCO's form, or names what classnames.txt does not: "
                          f"{type(error).__name__}: {error}") from error
@@ -178,11 +189,13 @@ def read_boxes(path: Path, names: tuple[str, ...]) -> dict[str, tuple[Box, ...]]
 
 
 def scaled(boxes, path: Path, shape: tuple[int, int]) -> tuple[Box, ...]:
-    """Boxes in pixels of the original file → in pixels of the picture as it was read."""
+    """Boxes in pixels of the upright image → in pixels of the picture as it was read."""
     if not boxes:
         return ()
     with Image.open(path) as image:
         width, height = image.size
+        if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # the file lies on its side
+            width, height = height, width
     x, y = shape[1] / width, shape[0] / height
     return tuple(Box(b.label, b.left * x, b.top * y, b.right * x, b.bottom * y, b.crowd)
                  for b in boxes)

@@ -45,7 +45,13 @@ def resize_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def resize_whole(image: Image.Image, size: int) -> np.ndarray:
-    """Shorter side to `size` (bicubic), nothing cut off → (H, W, 3) uint8."""
+    """Shorter side to `size` (bicubic) → (H, W, 3) uint8; nothing is cut off.
+
+    But of a long thin image only the middle is kept: at most ten times as long as wide.
+    """
+    limit = 10 * min(image.size)
+    if max(image.size) > limit:
+        image = ImageOps.crop(image, tuple((n - min(n, limit)) // 2 for n in image.size * 2))
     width, height = (max(size, round(size * n / min(image.size))) for n in image.size)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 

@@ -64,8 +64,11 @@ def scene_images(split: str | None) -> tuple[Iterator, list[str]]:
 
 def folder_images(root: Path, where: str, split: str | None) -> tuple[Iterator, list[str]]:
     """A folder for each class. The order is the same everywhere, and every class comes early."""
-    if split and not (root / split).is_dir():
-        raise unknown_split(split, where, (p.name for p in root.iterdir() if p.is_dir()))
+    if split and not (root / split).is_dir():  # val/ is another name of validation/
+        folders = [path.name for path in root.iterdir() if path.is_dir()]
+        asked, split = split, next((f for f in folders if SPLIT_NAMES.get(f) == split), None)
+        if split is None:
+            raise unknown_split(asked, where, folders)
     root = root / (split or "")
 
     def is_image(path: Path) -> bool:

@@ -4,8 +4,8 @@
     ROOT/zeroshot_classification_templates.txt  a template a line; {c} stands for the class
     ROOT/test/nshards.txt, 0.tar, 1.tar, …      members KEY.webp|png|jpg and KEY.cls, the class
 
-The form of the 41 sets `clip-benchmark/wds_…` on the Hub (ImageNet, V2, R, Sketch, A, ObjectNet,
-…). Nothing is stored: a shard is read from its beginning to its end, once.
+The form of the classification sets `clip-benchmark/wds_…` on the Hub: ImageNet, V2, R, Sketch, A,
+ObjectNet and others. Nothing is stored: a shard is read from its beginning to its end, once.
 """
 
 import http.client
@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from miniclip.data.images import IMAGE_SUFFIXES
@@ -44,10 +44,10 @@ class FolderFiles:
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of a data set on the Hub, read as they arrive."""
+    """The files of a data set on the Hub, read as they arrive; `names` of all."""
 
     repository: str
-    names: set[str] = field(default_factory=set)
+    names: set[str]
 
     def open(self, name: str):
         from huggingface_hub import hf_hub_url
@@ -166,13 +166,26 @@ def shard_rows(files, where: str, split: str, count: int, classes: int) -> Itera
                              ) from None
 
 
+class Header(tarfile.TarInfo):
+    """A header that is cut off or damaged is an error; `tarfile` would take it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive):
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # the zeros with which a tar file ends
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
 def samples(file) -> Iterator[tuple[str, dict[str, bytes]]]:
     """A tar file, read once → (KEY, {ending: bytes}): neighbours of one KEY belong together.
 
     KEY is the path up to the first dot of the file's name, as WebDataset has it.
     """
     key, parts = None, {}
-    with tarfile.open(fileobj=file, mode="r|") as archive:
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=Header) as archive:
         for member in archive:
             if not member.isfile() or member.size > LARGEST:
                 continue

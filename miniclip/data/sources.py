@@ -85,8 +85,13 @@ class Source:
             table_rows(self, split))
 
 
-def unknown_split(split: str, where: str, found) -> ValueError:
-    return ValueError(f"no split {split!r} in {where}; found: {', '.join(sorted(found)) or 'none'}")
+class UnknownSplit(ValueError):
+    """The data have no split of that name; the message names those that there are."""
+
+
+def unknown_split(split: str, where: str, found) -> UnknownSplit:
+    names = ", ".join(sorted(found)) or "none"
+    return UnknownSplit(f"no split {split!r} in {where}; found: {names}")
 
 
 def shapes_rows(split: str):

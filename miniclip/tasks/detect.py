@@ -9,9 +9,10 @@ A score is a lead: the cosine with the label less the best cosine with a backgro
 holds as a whole plus the mean over its pixels. Above zero it shows the label rather than nothing.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from miniclip.data.annotated import Annotated, Box, box_around
 from miniclip.data.images import normalize
 from miniclip.tasks.features import progress
-from miniclip.tasks.segment import Vocabulary, label_maps
+from miniclip.tasks.intervals import draws_of, percentiles
+from miniclip.tasks.segment import BATCH, Vocabulary, label_maps
 
 LEVELS = (0.0, 0.25, 0.5, 0.75)  # thresholds of a map, in parts of its largest lead
 CONTEXT = 0.2  # of a box's size, shown on each side of it when it is scored
@@ -37,10 +39,11 @@ class Found:
     score: float
 
 
-def connected_parts(mask: np.ndarray) -> list[np.ndarray]:
-    """A mask (H, W) bool → its parts, each (H, W) bool; pixels touch along their sides.
+def connected_parts(mask: np.ndarray, least: int = 1) -> list[np.ndarray]:
+    """A mask (H, W) bool → its parts of at least so many pixels, each (H, W) bool.
 
-    Every pixel takes the largest number among its neighbours until none changes.
+    Pixels touch along their sides. Every pixel takes the largest number among its neighbours, then
+    that of the pixel whose number it has, until none changes.
     """
     numbers = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
@@ -48,8 +51,10 @@ def connected_parts(mask: np.ndarray) -> list[np.ndarray]:
         spread = np.maximum.reduce([spread[1:-1, 1:-1], spread[:-2, 1:-1], spread[2:, 1:-1],
                                     spread[1:-1, :-2], spread[1:-1, 2:]])
         spread = np.where(mask, spread, 0)
+        spread = np.append(0, spread)[spread]  # the number of pixel n − 1
         if (spread == numbers).all():
-            return [numbers == number for number in np.unique(numbers[mask])]
+            sizes = np.bincount(numbers[mask])
+            return [numbers == number for number in np.flatnonzero(sizes >= max(1, least))]
         numbers = spread
 
 
@@ -63,6 +68,13 @@ def box_iou(a: Box, b: Box) -> float:
     height = min(a.bottom, b.bottom) - max(a.top, b.top)
     shared = max(0, width) * max(0, height)
     return shared / (area(a) + area(b) - shared)
+
+
+def share_within(box: Box, crowd: Box) -> float:
+    """The part of a box that lies in a crowd: COCO's overlap with crowds."""
+    width = min(box.right, crowd.right) - max(box.left, crowd.left)
+    height = min(box.bottom, crowd.bottom) - max(box.top, crowd.top)
+    return max(0, width) * max(0, height) / area(box)
 
 
 def area(box: Box) -> float:
@@ -87,28 +99,31 @@ def candidates(lead: torch.Tensor, label: int) -> list[Box]:
     boxes = {}
     for level in LEVELS:
         threshold = level * max(0.0, lead.max().item())
-        for part in connected_parts((lead > threshold).numpy()):
-            if part.mean() >= SMALLEST:
-                boxes[box_around(part, label)] = None  # each once, in order
+        smallest = math.ceil(SMALLEST * lead.numel())
+        for part in connected_parts((lead > threshold).numpy(), smallest):
+            boxes[box_around(part, label)] = None  # each once, in order
     return list(boxes)
 
 
 @torch.no_grad()
 def box_features(model, picture: np.ndarray, boxes: list[Box]) -> torch.Tensor:
-    """What boxes hold, with some context, squared and resized → unit vectors (n, D)."""
+    """What boxes hold, with some context, resized to a square → unit vectors (n, D)."""
     pixels, size = normalize(picture[None]), model.config.image_size
     H, W = picture.shape[:2]
-    crops = []
-    for box in boxes:
+
+    def crop_around(box: Box) -> torch.Tensor:
         half = (0.5 + CONTEXT) * max(box.right - box.left, box.bottom - box.top)
         x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
         top, bottom = round(max(0, y - half)), round(min(H, y + half))
         left, right = round(max(0, x - half)), round(min(W, x + half))
         crop = pixels[:, :, top:max(bottom, top + 1), left:max(right, left + 1)]
-        crops.append(F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True))
-    features = [model.encode_image(torch.cat(crops[i:i + 250]).to(model.logit_scale))
-                for i in range(0, len(crops), 250)]
-    return F.normalize(torch.cat(features).float().cpu(), dim=-1)
+        return F.interpolate(crop, size=(size, size), mode="bicubic", antialias=True)
+
+    features = []
+    for i in range(0, len(boxes), BATCH):
+        crops = torch.cat([crop_around(box) for box in boxes[i:i + BATCH]])
+        features.append(model.encode_image(crops.to(model.logit_scale)).float().cpu())
+    return F.normalize(torch.cat(features), dim=-1)
 
 
 def detect(model, vocabulary: Vocabulary, picture: np.ndarray, labels, threshold=-torch.inf):
@@ -149,7 +164,7 @@ def matches(found: list[Found], truth: Iterable[Box]) -> list[tuple[float, bool]
         if nearest is not None and box_iou(nearest, one.box) >= CORRECT:
             free.remove(nearest)
             result.append((one.score, True))
-        elif not any(box_iou(box, one.box) >= CORRECT for box in crowds):
+        elif not any(share_within(one.box, crowd) >= CORRECT for crowd in crowds):
             result.append((one.score, False))
     return result
 
@@ -191,34 +206,47 @@ def best_threshold(matched: list[tuple[float, bool]], truths: int) -> tuple[floa
     return float(thresholds[best]), float(f1[best])
 
 
-@dataclass
 class Tally:
     """What was found in many pictures, label by label, and how many true boxes there are."""
 
-    matched: dict[str, list[tuple[float, bool]]] = field(default_factory=dict)
-    truths: Counter = field(default_factory=Counter)
+    def __init__(self):
+        self.pictures: list[dict[str, tuple[list, int]]] = []  # label: its matches, true boxes
 
     def add(self, row: Annotated, found: list[Found]):
+        picture = {}
         for number, label in enumerate(row.asked):
             truth = [box for box in row.boxes if box.label == number]
             own = [one for one in found if one.box.label == number]
-            self.matched.setdefault(label, []).extend(matches(own, truth))
-            self.truths[label] += sum(not box.crowd for box in truth)
+            picture[label] = matches(own, truth), sum(not box.crowd for box in truth)
+        self.pictures.append(picture)
 
-    def average_precisions(self) -> dict[str, float]:
-        """AP50 of each label that has a true box, in percent."""
-        return {label: 100 * average_precision(self.matched[label], truths)
-                for label, truths in self.truths.items() if truths}
+    def average_precisions(self, times=None) -> dict[str, float]:
+        """AP50 of each label that has a true box, in percent; times: how often a picture counts."""
+        matched: dict[str, list] = {}
+        truths = Counter()
+        for picture, n in zip(self.pictures, [1] * len(self.pictures) if times is None else times):
+            for label, (own, true) in picture.items():
+                matched.setdefault(label, []).extend(own * n)
+                truths[label] += true * n
+        return {label: 100 * average_precision(matched[label], count)
+                for label, count in truths.items() if count}
 
-    def mean(self) -> float:
+    def mean(self, times=None) -> float:
         """Mean AP50 over those labels, in percent. ValueError if there are none."""
-        if not (values := self.average_precisions()):
+        if not (values := self.average_precisions(times)):
             raise ValueError("no picture has a true box of what it was asked for")
         return sum(values.values()) / len(values)
 
+    def interval(self) -> list[float]:
+        """95 % interval of the mean: pictures are drawn with replacement, 200 times."""
+        draws = [self.average_precisions(times).values()
+                 for times in draws_of(len(self.pictures), 200).tolist()]
+        return percentiles(np.array([sum(values) / len(values) for values in draws if values]))
+
     def pooled(self) -> tuple[list[tuple[float, bool]], int]:
         """Of all labels together: (score, is it right?), and the number of true boxes."""
-        return sum(self.matched.values(), []), self.truths.total()
+        parts = [part for picture in self.pictures for part in picture.values()]
+        return [match for own, _ in parts for match in own], sum(true for _, true in parts)
 
 
 def middle_box(row: Annotated, label: int, share: float) -> Box:
@@ -243,10 +271,11 @@ def detection_report(model, vocabulary: Vocabulary, rows) -> dict:
         rows: a function that gives the pictures (Annotated), again and again.
 
     Returns:
-        {"ap50", "guessing", "centre", "pictures", "threshold", "f1", "labels": {label: AP50}}. The
-        threshold is the best for F1 on every second picture; f1, in percent, is that of the others.
-        Baselines: "guessing", a box anywhere for each label; "centre", one in the middle, as large
-        as objects are on average, with the score of the whole picture.
+        {"ap50", "interval", "guessing", "centre", "pictures", "threshold", "f1", "labels":
+        {label: AP50}}, with the 95 % interval of the mean. The threshold is the best for F1 on
+        every second picture; f1, in percent, is that of the others. Baselines: "guessing", a box
+        anywhere for each label; "centre", one in the middle, as large as objects are on average,
+        with the score of the whole picture.
     """
     ours, guessing, centre, halves = Tally(), Tally(), Tally(), (Tally(), Tally())
     rng = np.random.default_rng(0)
@@ -261,11 +290,10 @@ def detection_report(model, vocabulary: Vocabulary, rows) -> dict:
         scores = leads(box_features(model, row.picture, [whole]), vocabulary, row.asked)[0].tolist()
         centre.add(row, [Found(middle_box(row, k, share), score)
                          for k, score in enumerate(scores)])
-    threshold, f1 = 0.0, 0.0
-    if i:
-        threshold, _ = best_threshold(*halves[0].pooled())
-        f1 = f1_at(*halves[1].pooled(), threshold)
-    return {"ap50": round(ours.mean(), 2), "guessing": round(guessing.mean(), 2),
+    threshold, _ = best_threshold(*halves[0].pooled())
+    f1 = f1_at(*halves[1].pooled(), threshold)
+    return {"ap50": round(ours.mean(), 2), "interval": ours.interval(),
+            "guessing": round(guessing.mean(), 2),
             "centre": round(centre.mean(), 2), "pictures": i + 1,
             "threshold": round(threshold, 4), "f1": round(100 * f1, 2),
             "labels": {label: round(ap, 2) for label, ap in

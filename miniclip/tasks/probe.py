@@ -17,6 +17,7 @@ import torch
 from miniclip.data import scenes
 from miniclip.data.images import decode, fit, in_threads, normalize
 from miniclip.data.labelled import labelled_images
+from miniclip.data.sources import UnknownSplit
 from miniclip.tasks.features import check_finite, embed_images, progress
 from miniclip.tasks.intervals import accuracy_of, mean_interval
 from miniclip.tasks.zero_shot import TEMPLATES, class_vectors
@@ -93,8 +94,9 @@ def labelled_splits(where: str, size: int, style: str = "plain", limit: int = 0)
     """A labelled set → ({"train", "validation", "test": Split}, class names), all decoded.
 
     Of `shapes` the classes are the combinations that no training scene shows, in one style. A set
-    without a validation split gives a fifth of its training images to it (section A.3); a set of
-    one split only, a fifth to each of the others. ValueError says what is missing.
+    without a validation split gives a fifth of its training images to it (section A.3); one without
+    a test split is tested on validation; one without any split gives a fifth to each. ValueError
+    says what is missing.
     """
     if where == "shapes":
         return scene_splits(size, style)
@@ -104,9 +106,7 @@ def labelled_splits(where: str, size: int, style: str = "plain", limit: int = 0)
     for split in ("train", "validation", "test"):
         try:
             rows, names_here, _ = labelled_images(where, split)
-        except ValueError as error:
-            if "no split" not in str(error):
-                raise
+        except UnknownSplit:
             continue
         if names is not None and names_here != names:
             raise ValueError(f"{where}: the splits don't have the same classes")
@@ -115,8 +115,10 @@ def labelled_splits(where: str, size: int, style: str = "plain", limit: int = 0)
     if not found:
         rows, names, _ = labelled_images(where)
         found["train"] = read_split(islice(rows, limit or None), size)
-    if missing := [split for split in ("train",) if split not in found]:
-        raise ValueError(f"{where} has no split {missing[0]!r} for a probe to be trained on")
+    if "train" not in found:
+        raise ValueError(f"{where} has no split 'train' for a probe to be trained on")
+    if "test" not in found and "validation" in found:  # as ImageNet is used: val is the test
+        found["test"] = found.pop("validation")
     for split in ("test", "validation"):
         if split not in found:
             found["train"], found[split] = divided(found["train"])
@@ -141,6 +143,8 @@ def read_split(rows: Iterator, size: int) -> Split:
     for batch in progress(in_threads(lambda row: (decode(row[0], size)[0], row[1]), rows, 250),
                           "batch"):
         for image, label in batch:
+            if label is None or label < 0:
+                raise ValueError("the labels of a split are kept secret; a probe needs them")
             if image is not None:
                 images.append(image)
                 labels.append(label)
@@ -192,7 +196,9 @@ def probe_report(loaded, names: list[str], splits: dict[str, Split], templates=T
     check_classes(splits, names)
     model, tokenizer, _ = loaded
     test = splits["test"]
+    classifier(1.0)  # says at once if scikit-learn is missing
     vectors = class_vectors(model, tokenizer, names, templates)
+    check_finite(vectors)
     right = (embed_images(model, test.images) @ vectors.T).argmax(1).numpy() == test.labels
     data = {name: (probe_features(model, split.images), split.labels)
             for name, split in splits.items()}

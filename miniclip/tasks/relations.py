@@ -8,6 +8,7 @@ The lecture's minute 2:31: a classifier's outputs have no relation to each other
 
 import numpy as np
 
+from miniclip.tasks.features import check_finite
 from miniclip.tasks.zero_shot import TEMPLATES, class_vectors
 
 
@@ -17,7 +18,10 @@ def distances(vectors: np.ndarray) -> np.ndarray:
     >>> distances(np.eye(2)).round(3).tolist()
     [[0.0, 1.414], [1.414, 0.0]]
     """
-    return np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
+    squares = (vectors**2).sum(1)
+    found = np.sqrt(np.maximum(0, squares[:, None] + squares - 2 * vectors @ vectors.T))
+    np.fill_diagonal(found, 0)
+    return found
 
 
 def relations_report(model, tokenizer, labels: list[str], templates=TEMPLATES) -> dict:
@@ -31,7 +35,9 @@ def relations_report(model, tokenizer, labels: list[str], templates=TEMPLATES) -
     """
     if len(labels) < 3:
         raise ValueError(f"{len(labels)} labels have no neighbours to compare; give at least three")
-    vectors = class_vectors(model, tokenizer, labels, templates).double().numpy()
+    vectors = class_vectors(model, tokenizer, labels, templates)
+    check_finite(vectors)
+    vectors = vectors.double().numpy()
     learnt, one_hot = distances(vectors), distances(np.eye(len(labels)))
     rows = []
     for k, label in enumerate(labels):

@@ -8,16 +8,16 @@ A picture is uint8 (H, W, 3), its shorter side as long as the model's images: sm
 are enlarged, so that a model with few patches looks at details too.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from miniclip.data.annotated import IGNORED, Annotated, Box, box_around
+from miniclip.data.annotated import IGNORED, Annotated
 from miniclip.data.images import normalize
 from miniclip.tasks.features import check_finite, embed_images, progress
+from miniclip.tasks.intervals import draws_of, percentiles
 from miniclip.tasks.zero_shot import TEMPLATES, class_vectors
 
 # What a pixel may show besides the labels: words for what fills the rest of a photograph.
@@ -34,25 +34,30 @@ BATCH = 250  # windows at once
 class Vocabulary:
     """What pixels are compared with: labels, and backgrounds, which count as none of them.
 
-    Each label's vector is made once. ValueError for a missing or empty label, and for a template
+    A background that is asked for as a label is none for that question. Each label's vector is made
+    once. ValueError for a missing or empty label, and for a template
     without {}.
     """
 
     def __init__(self, model, tokenizer, background=None, templates=TEMPLATES):
         self.model, self.tokenizer, self.templates = model, tokenizer, templates
         background = list(BACKGROUND if background is None else background)
+        self.background_names = background
         self.background = torch.empty(0, model.config.embed_dim)  # (backgrounds, D)
         if background:
             self.background = class_vectors(model, tokenizer, background, BACKGROUND_TEMPLATES)
         self.known: dict[str, torch.Tensor] = {}
 
     def vectors(self, labels) -> torch.Tensor:
-        """K labels → (K + backgrounds, D) float32, of unit length."""
+        """K labels → (K + other backgrounds, D) float32, of unit length."""
         new = [label for label in dict.fromkeys(labels) if label not in self.known]
         if new or not labels:
             found = class_vectors(self.model, self.tokenizer, new, self.templates)
             self.known.update(zip(new, found))
-        return torch.cat([torch.stack([self.known[label] for label in labels]), self.background])
+        asked = {label.strip().lower() for label in labels}
+        others = [k for k, name in enumerate(self.background_names) if name.lower() not in asked]
+        own = torch.stack([self.known[label] for label in labels])
+        return torch.cat([own, self.background[others]])
 
 
 def window_sizes(model) -> tuple[float, ...]:
@@ -99,7 +104,8 @@ def similarity_maps(model, vectors: torch.Tensor, picture: np.ndarray, windows=N
             dense = model.vision.dense(crops.to(model.logit_scale))  # (n, G, G, D)
             dense = F.normalize(dense.float(), dim=-1)
             cosines = (dense @ vectors.to(device).T).permute(0, 3, 1, 2).cpu()  # (n, K, G, G)
-            for (y, x), block in zip(batch, F.interpolate(cosines, size=(window, window))):
+            for (y, x), small in zip(batch, cosines):  # enlarged one by one: labels may be many
+                block = F.interpolate(small[None], size=(window, window))[0]
                 sums[:, y:y + window, x:x + window] += block
                 seen[y:y + window, x:x + window] += 1
         inner = (..., slice(margin, H - margin), slice(margin, W - margin))
@@ -173,13 +179,9 @@ def segment(model, vocabulary: Vocabulary, picture: np.ndarray, labels, windows=
     if len(labels) > 254:
         raise ValueError(f"a mask can hold 254 labels, not {len(labels):,}")
     best, label = label_maps(model, vocabulary, picture, labels, windows).max(0)
-    shown = best > (0 if len(vocabulary.background) else -torch.inf)
+    with_background = len(vocabulary.vectors(labels)) > len(labels)
+    shown = best > (0 if with_background else -torch.inf)
     return torch.where(shown, label + 1, 0).numpy().astype(np.uint8)
-
-
-def largest_box(mask: np.ndarray) -> Box | None:
-    """The box around all pixels of a mask (H, W) bool; None if there is none."""
-    return box_around(mask, 0) if mask.any() else None
 
 
 # ------------------------------------------------------------------------------- scores
@@ -193,27 +195,49 @@ class Overlaps:
     """
 
     def __init__(self):
-        self.shared, self.united, self.true = Counter(), Counter(), Counter()
+        self.pictures: list[dict[str, tuple[int, int, int]]] = []  # label: shared, united, true
 
     def add(self, asked, truth: np.ndarray, said: np.ndarray):
         """Masks (H, W) of one picture; pixels that are IGNORED in the truth don't count."""
-        known = truth != IGNORED
+        known, pixels = truth != IGNORED, {}
         for number, label in enumerate(asked, start=1):
             true, found = known & (truth == number), known & (said == number)
-            self.shared[label] += int((true & found).sum())
-            self.united[label] += int((true | found).sum())
-            self.true[label] += int(true.sum())
+            pixels[label] = tuple(int(mask.sum()) for mask in (true & found, true | found, true))
+        self.pictures.append(pixels)
+
+    def sums(self, weights: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """weights (n, pictures) → labels; their pixels shared, united and true, (3, labels, n)."""
+        labels = sorted({label for pixels in self.pictures for label in pixels})
+        counts = np.array([[pixels.get(label, (0, 0, 0)) for label in labels]
+                           for pixels in self.pictures]).reshape(len(self.pictures), -1, 3)
+        return labels, np.moveaxis(counts, 2, 0).transpose(0, 2, 1) @ weights.T
+
+    def means(self, weights: np.ndarray) -> np.ndarray:
+        """weights (n, pictures): how often each picture counts → mean IoU (n,), in percent.
+
+        Draws without any true pixel are left out.
+        """
+        _, (shared, united, true) = self.sums(weights)  # (labels, n) each
+        iou = np.divide(shared, united, out=np.full(shared.shape, np.nan), where=true > 0)
+        known = np.isfinite(iou).any(0)  # a draw may hold no true pixel at all
+        return 100 * np.nanmean(iou[:, known], axis=0)
 
     def iou(self) -> dict[str, float]:
         """Of each label that has a true pixel, in percent."""
-        return {label: 100 * self.shared[label] / self.united[label]
-                for label, pixels in self.true.items() if pixels}
+        labels, (shared, united, true) = self.sums(np.ones((1, len(self.pictures))))
+        return {label: 100 * float(shared[k, 0] / united[k, 0])
+                for k, label in enumerate(labels) if true[k, 0]}
 
     def mean(self) -> float:
         """Mean IoU over those labels, in percent. ValueError if there are none."""
-        if not (values := self.iou()):
+        values = self.iou() if self.pictures else {}
+        if not values:
             raise ValueError("no picture has a true mask of what it was asked for")
         return sum(values.values()) / len(values)
+
+    def interval(self) -> list[float]:
+        """95 % interval of the mean: pictures are drawn with replacement, 1,000 times."""
+        return percentiles(self.means(draws_of(len(self.pictures), 1000)))
 
 
 def guess(asked, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -236,9 +260,10 @@ def segmentation_report(model, vocabulary: Vocabulary, rows) -> dict:
         rows: a function that gives the pictures (Annotated), again and again.
 
     Returns:
-        {"mean_iou", "guessing", "centre", "pictures", "labels": {label: IoU}}. Baselines:
-        "guessing" gives every pixel to a label or the background by chance; "centre" is a disc in
-        the middle, as large as objects are on average, named as the whole picture by zero-shot.
+        {"mean_iou", "interval", "guessing", "centre", "pictures", "labels": {label: IoU}}, with
+        the 95 % interval of the mean. Baselines: "guessing" gives every pixel to a label or the
+        background by chance; "centre" is a disc in the middle, as large as objects are on
+        average, named as the whole picture by zero-shot.
     """
     ours, guessing, centre = Overlaps(), Overlaps(), Overlaps()
     rng = np.random.default_rng(0)
@@ -250,7 +275,8 @@ def segmentation_report(model, vocabulary: Vocabulary, rows) -> dict:
         guessing.add(row.asked, row.mask, guess(row.asked, row.mask, rng))
         label = 1 + whole_label(model, vocabulary, row.picture, row.asked)
         centre.add(row.asked, row.mask, centre_mask(row.mask.shape, label, share))
-    return {"mean_iou": round(ours.mean(), 2), "guessing": round(guessing.mean(), 2),
+    return {"mean_iou": round(ours.mean(), 2), "interval": ours.interval(),
+            "guessing": round(guessing.mean(), 2),
             "centre": round(centre.mean(), 2), "pictures": pictures,
             "labels": {label: round(iou, 2) for label, iou in sorted(ours.iou().items())}}
 

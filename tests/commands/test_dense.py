@@ -70,7 +70,7 @@ def test_scores_on_scenes(run, capsys, command, first):
     assert list(told)[:2] == [first, "untrained"] and told["pictures"] == 8
     assert told[first] < 60 and told["untrained"] < 60
     out = printed(capsys, command, "--data", "shapes", "--model", run, "--limit", 4)
-    assert "the centre is the object" in out and "4 pictures" in out
+    assert "the centre is the object" in out and "4 pictures" in out and "95 %" in out
 
 
 @pytest.mark.parametrize("command", ["segment", "detect"])
@@ -89,6 +89,18 @@ def test_what_is_refused(run, photograph, capsys, command, arguments, message):
     out, err = capsys.readouterr()
     last = err.strip().splitlines()[-1]
     assert out == "" and message in last and last.startswith(f"miniclip {command}: ")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["segment", "--data", "shapes", "--masks", "m"], "--masks belongs to images"),
+    (["segment", "photo.png", "--labels", "a,b", "--limit", "3"], "--limit belongs to --data"),
+    (["segment", "photo.png", "--labels", "c,c++", "--masks", "m"], "photo-c.png 2 times"),
+    (["detect", "photo.png", "--labels", "a", "--threshold", "nan"], "must be a number"),
+    (["detect", "photo.png", "--labels", "a", "--background", ""], "say with --threshold"),
+])
+def test_options_that_would_do_nothing_are_refused(run, photograph, capsys, arguments, message):
+    assert main([*arguments, "--model", run]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_one_label_needs_a_rival(run, photograph, capsys):

@@ -49,7 +49,7 @@ def test_probe_refuses(run, capsys, arguments, message):
 
 
 @pytest.mark.parametrize("worth, words", [
-    (None, "more than 16 labelled examples"), (1.0, "no more than one labelled example"),
+    (None, "more than 16 labelled example(s)"), (1.0, "no more than one labelled example"),
     (3.4, "about 3.4 labelled examples")])
 def test_worth_in_words(worth, words):
     figures = {"worth": worth, "shots": [{"shots": 1}, {"shots": 16}]}

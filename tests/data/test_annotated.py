@@ -83,6 +83,29 @@ def test_a_folder_of_boxes(voc):
     assert crowd.crowd and crowd.label == 0 and second.boxes == ()
 
 
+def test_a_photograph_on_its_side(voc):
+    """COCO's boxes are told in the upright image."""
+    image = Image.new("RGB", (40, 20), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(voc / "images/c.jpg", exif=exif)
+    for path in (voc / "masks").iterdir():
+        path.unlink()
+    (voc / "masks").rmdir()
+    coco(voc, images=[{"id": n, "file_name": name} for n, name in enumerate(
+        ("a.png", "b.png", "c.jpg"))], annotations=[
+            {"image_id": 2, "category_id": 7, "bbox": [0, 0, 20, 40]}])
+    *_, last = annotated(str(voc), 40)
+    assert last.picture.shape == (80, 40, 3)
+    (box,) = last.boxes
+    assert (box.left, box.top, box.right, box.bottom) == (0, 0, 40, 80)
+
+
+def test_hidden_files_are_no_images(voc):
+    (voc / "images/._a.png").write_bytes(b"")
+    assert len(list(annotated(str(voc), 20))) == 2
+
+
 def test_a_palette_is_read_as_numbers(voc):
     image = Image.fromarray(np.full((20, 40), 2, np.uint8), "P")
     image.putpalette([0, 0, 0, 255, 0, 0, 9, 9, 9])
@@ -102,6 +125,8 @@ def test_a_palette_is_read_as_numbers(voc):
     (lambda root: coco(root, annotations=[{"image_id": 1, "category_id": 7,
                                            "bbox": [1, 1, 0, 4]}]), "has no area"),
     (lambda root: (root / "instances.json").write_text("[]"), "not in COCO's form"),
+    (lambda root: coco(root, images=[{"id": 1, "file_name": "a.png"}]), "does not list b.png"),
+    (lambda root: Image.new("L", (20, 40), 1).save(root / "masks/b.png"), "has another shape"),
 ])
 def test_a_folder_that_is_none(voc, breakage, message):
     breakage(voc)

@@ -74,7 +74,7 @@ def test_a_server_that_knows_no_ranges(folder, monkeypatch):
     """It gives the whole file again; what is known is skipped."""
     write_set(folder / "me/wds_small", NAMES, SAMPLES)
     with serving(folder, monkeypatch, ranges=False):
-        download = shards.HubFiles("me/wds_small").open("test/0.tar")
+        download = shards.HubFiles("me/wds_small", set()).open("test/0.tar")
         content = download.read(700)
         download.close()
         while part := download.read(5000):
@@ -120,6 +120,11 @@ def test_odd_members_are_counted_and_not_fatal(folder, loaded):
     (lambda root: (root / "test/1.tar").write_bytes(b"no tar" * 200), "test/1.tar is no tar file"),
     (lambda root: (root / "test/0.tar").write_bytes(
         (root / "test/0.tar").read_bytes()[:1700]), "test/0.tar is no tar file, or breaks off"),
+    (lambda root: (root / "test/0.tar").write_bytes(
+        (root / "test/0.tar").read_bytes()[:2048]), "test/0.tar is no tar file, or breaks off"),
+    (lambda root: (root / "test/0.tar").write_bytes(
+        b"".join([(root / "test/0.tar").read_bytes()[:2048], b"x" * 512,
+                  (root / "test/0.tar").read_bytes()[2560:]])), "0.tar is no tar file, or breaks"),
     (lambda root: (root / "test/nshards.txt").write_text("two"), "must be a number of shards"),
     (lambda root: (root / "test/nshards.txt").write_text(""), "must be a number of shards"),
     (lambda root: (root / "classnames.txt").write_text("bee"), r"s0000: class 2; .* names 1"),

@@ -40,6 +40,7 @@ def test_connected_parts_by_hand():
     assert [int(part.sum()) for part in parts] == [2, 2, 2, 3]  # corners don't connect
     assert (sum(part.astype(int) for part in parts) == mask).all()
     assert connected_parts(np.zeros((3, 3), bool)) == []
+    assert [int(part.sum()) for part in connected_parts(mask, least=3)] == [3]
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,7 +91,7 @@ def test_matching_by_hand():
     truth = [Box(0, 0, 0, 10, 10), Box(0, 20, 0, 30, 10), Box(0, 50, 0, 90, 40, crowd=True)]
     found = [Found(Box(0, 0, 0, 10, 9), 0.5), Found(Box(0, 0, 0, 10, 10), 0.9),  # a duplicate
              Found(Box(0, 21, 0, 31, 10), 0.4), Found(Box(0, 40, 0, 44, 4), 0.3),
-             Found(Box(0, 50, 0, 90, 39), 0.2)]  # on the crowd: neither right nor wrong
+             Found(Box(0, 50, 0, 60, 9), 0.2)]  # in the crowd: neither right nor wrong
     assert matches(found, truth) == [(0.9, True), (0.5, False), (0.4, True), (0.3, False)]
     assert matches([], truth) == [] and matches(found[:1], []) == [(0.5, False)]
 
@@ -204,6 +205,20 @@ def test_a_label_without_a_true_box_costs_nothing_but_its_boxes():
     assert tally.pooled() == ([(0.9, True), (0.8, False)], 1)
     with pytest.raises(ValueError, match="no picture has a true box"):
         Tally().mean()
+
+
+def test_a_picture_that_counts_twice_is_one_that_was_added_twice():
+    pictures = list(rows())
+    found = [[Found(Box(0, 3, 5, 12, 14), 0.9)], [Found(Box(0, 0, 0, 5, 5), 0.95)],
+             [Found(Box(0, 10, 10, 19, 19), 0.3), Found(Box(1, 25, 25, 32, 32), 0.7)]]
+    once, more = Tally(), Tally()
+    for picture, boxes, times in zip(pictures, found, (2, 0, 3)):
+        once.add(picture, boxes)
+        for _ in range(times):
+            more.add(picture, boxes)
+    assert once.mean([2, 0, 3]) == pytest.approx(more.mean()) != once.mean()
+    low, high = once.interval()
+    assert low <= once.mean() <= high
 
 
 def test_reports_refuse(words):

@@ -52,7 +52,7 @@ def test_the_same_values_give_the_same_interval():
 
 def test_edges():
     assert mean_interval([4.0]) == (-np.inf, np.inf)
-    assert bootstrap([1, 1, 1]) == (1, 1)
+    assert bootstrap([1, 1, 1]) == [1, 1]
     assert accuracy_of(np.array([True] * 30)) == {"accuracy": 100.0, "interval": [100.0, 100.0]}
     for function in (bootstrap, mean_interval):
         with pytest.raises(ValueError, match="at least one value"):

@@ -151,6 +151,17 @@ def test_a_folder_without_splits(folder):
     assert all(len(np.unique(split.labels)) == 2 for split in splits.values())
 
 
+def test_a_folder_of_train_and_val_is_tested_on_val(folder):
+    splits, _ = labelled_splits(write_set(folder, splits=("train", "val")), 16)
+    assert {name: len(split.labels) for name, split in splits.items()} == {
+        "train": 16, "test": 20, "validation": 4}
+
+
+def test_secret_labels_are_refused():
+    with pytest.raises(ValueError, match="kept secret"):
+        room.read_split(iter([(np.zeros((9, 9, 3), np.uint8), -1)]), 8)
+
+
 def test_a_part_is_divided_off():
     split = Split(np.arange(50).reshape(50, 1, 1, 1), np.repeat([0, 1], [40, 10]))
     kept, part = divided(split)

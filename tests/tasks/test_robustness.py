@@ -38,6 +38,9 @@ def resnet(tmp_path_factory):
     with torch.no_grad():
         model.classifier[1].weight.mul_(30)
     model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({
+        "image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.875, "resample": 3,
+        "size": {"shortest_edge": 224}}))
     return str(folder)
 
 

@@ -152,6 +152,16 @@ def test_a_lead_is_the_label_less_the_best_background():
     assert torch.allclose(lead, both[:1] - both[1:], atol=1e-6)
 
 
+def test_a_label_does_not_compete_with_itself():
+    """ "grass" may be asked for, though it is one of the usual backgrounds."""
+    words = Vocabulary(Colours(), colour_tokenizer, ["green", "red"])
+    assert len(words.vectors(["blue"])) == 3 and len(words.vectors([" red ", "blue"])) == 3
+    said = segment(words.model, words, halves(), ["red"])
+    assert (said[:, :8] == 1).all() and (said[:, 8:] == 0).all()
+    everywhere = segment(words.model, words, halves(), ["red", "green"])
+    assert (everywhere > 0).all()  # no background is left
+
+
 def test_each_labels_vector_is_made_once(monkeypatch):
     made = []
     words = Vocabulary(Colours(), colour_tokenizer, ["green"])
@@ -181,6 +191,23 @@ def test_intersection_over_union_counted_by_hand():
     assert overlaps.iou() == {"a": 25.0, "b": pytest.approx(100 / 3)}  # c has no true pixel
     with pytest.raises(ValueError, match="no picture has a true mask"):
         Overlaps().mean()
+
+
+def test_the_interval_of_the_mean_against_pictures_drawn_one_by_one():
+    rng = np.random.default_rng(0)
+    rows = [(("a", "b"), rng.integers(0, 3, (5, 5)), rng.integers(0, 3, (5, 5)))
+            for _ in range(6)]
+    overlaps = Overlaps()
+    for row in rows:
+        overlaps.add(*row)
+    weights = np.array([[2, 0, 1, 3, 0, 0], [1, 1, 1, 1, 1, 1]])
+    drawn = Overlaps()
+    for row, n in zip(rows, weights[0]):
+        for _ in range(n):
+            drawn.add(*row)
+    assert overlaps.means(weights) == pytest.approx([drawn.mean(), overlaps.mean()])
+    low, high = overlaps.interval()
+    assert low < overlaps.mean() < high
 
 
 def test_baselines():
