@@ -67,7 +67,9 @@ def trained(copy, tmp_path_factory):
     with open(shared / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / MODEL / "metrics.json").exists():
-            subprocess.run(TRAIN, cwd=shared, check=True, stderr=subprocess.DEVNULL)
+            threads = {"OMP_NUM_THREADS": str(os.cpu_count())}  # the other processes wait for it
+            subprocess.run(TRAIN, cwd=shared, check=True, stderr=subprocess.DEVNULL,
+                           env=os.environ | threads)
             if not (HERE.parent / MODEL).exists():
                 shutil.copytree(shared / MODEL, HERE.parent / MODEL)
     shutil.copytree(shared / MODEL, copy / MODEL)

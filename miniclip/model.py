@@ -66,7 +66,7 @@ class Block(nn.Module):
     def value_path(self, x):
         """The block as if every token saw itself alone: its own value, mixed with no other's.
 
-        MaskCLIP (Zhou et al. 2022, arXiv 2112.01071, section 3.2). (B, T, C) → (B, T, C).
+        MaskCLIP (Zhou et al. 2022, arXiv 2112.01071, section 3.3). (B, T, C) → (B, T, C).
         """
         x = x + self.attention.out(self.attention.qkv(self.norm1(x)).chunk(3, dim=-1)[2])
         return x + self.mlp(self.norm2(x))

@@ -28,15 +28,14 @@ FINE_GRID = 14  # patches a side that need no smaller windows, about: ViT-B/16 h
 SMALL_WINDOWS = (1 / 4, 3 / 8, 1 / 2)  # in parts of the picture's shorter side
 LARGE_PART = 0.25  # of the picture: what a background must fit best to count as there
 RADIUS = 0.35  # of the guided filter, in parts of the shorter side; chosen on scenes
-BATCH = 250  # windows at once
+BATCH, MAPS = 250, 64  # windows, and maps to be filtered, at once
 
 
 class Vocabulary:
     """What pixels are compared with: labels, and backgrounds, which count as none of them.
 
     A background that is asked for as a label is none for that question. Each label's vector is made
-    once. ValueError for a missing or empty label, and for a template
-    without {}.
+    once. ValueError for a missing or empty label, and for a template without {}.
     """
 
     def __init__(self, model, tokenizer, background=None, templates=TEMPLATES):
@@ -79,10 +78,10 @@ def corners(length: int, window: int, stride: int) -> list[int]:
 def similarity_maps(model, vectors: torch.Tensor, picture: np.ndarray, windows=None):
     """Cosine of each pixel's patches with each of K vectors (K, D) → (K, H, W) float32.
 
-    A pixel's value is the mean over all patches, of all windows, that it lies in. The dense
-    embeddings are `VisionTransformer.dense`'s, as in MaskCLIP (Zhou et al. 2022, arXiv 2112.01071);
-    overlapping windows as in its evaluation. `windows`: their sides in parts of the picture's
-    shorter side (default: what fits the model's grid).
+    A pixel's value is the mean over all patches, of all windows, that it lies in. The patches'
+    embeddings are those of `VisionTransformer.dense` (MaskCLIP: Zhou et al. 2022, arXiv
+    2112.01071). `windows`: their sides in parts of the picture's shorter side (default: what fits
+    the model's grid).
     """
     pixels = normalize(picture[None])  # (1, 3, H, W)
     size, device = model.config.image_size, model.logit_scale.device
@@ -153,8 +152,9 @@ def label_maps(model, vocabulary: Vocabulary, picture: np.ndarray, labels, windo
     K = len(labels)
     maps = similarity_maps(model, vocabulary.vectors(labels), picture, windows)
     there = [K + k for k in backgrounds_there(maps[K:])]
-    maps = guided_filter(picture, maps[[*range(K), *there]],
-                         radius=max(1, round(RADIUS * min(picture.shape[:2]))))
+    radius = max(1, round(RADIUS * min(picture.shape[:2])))
+    parts = maps[[*range(K), *there]].split(MAPS)
+    maps = torch.cat([guided_filter(picture, part, radius) for part in parts])
     return maps[:K] - maps[K:].amax(0) if there else maps
 
 
@@ -162,7 +162,7 @@ def backgrounds_there(maps: torch.Tensor) -> list[int]:
     """Maps of the backgrounds alone (n, H, W) → those that fit a large part of the picture best.
 
     The others would take pixels from the labels: a black cross is much like "a black background".
-    MaskCLIP leaves out labels in the same way (section 3.3, "prompt denoising").
+    MaskCLIP leaves out labels that fit no pixel well ("prompt denoising").
     """
     if not len(maps):
         return []
