@@ -74,9 +74,9 @@ def vocabulary(arguments, model, tokenizer) -> Vocabulary:
     return Vocabulary(model, tokenizer, background, arguments.template or TEMPLATES)
 
 
-def scored(arguments, report, absent: int) -> dict:
+def scored(arguments, loaded, report, absent: int) -> dict:
     """A report of the model on --data, with its mean for the same model before training."""
-    model, tokenizer, transform = open_model(arguments, arguments.model)
+    model, tokenizer, transform = loaded
     rows = partial(annotated, arguments.data, transform.size, arguments.limit, absent)
     figures = report(model, vocabulary(arguments, model, tokenizer), rows)
     blank = untrained(model)
@@ -85,9 +85,9 @@ def scored(arguments, report, absent: int) -> dict:
     return {first: figures[first], "untrained": before[first]} | figures
 
 
-def draw_scored(arguments, look, draw):
+def draw_scored(arguments, loaded, look, draw):
     """--plot with --data: the first pictures of the set, and what look(…) finds in them."""
-    model, tokenizer, transform = open_model(arguments, arguments.model)
+    model, tokenizer, transform = loaded
     words = vocabulary(arguments, model, tokenizer)
     rows = list(annotated(arguments.data, transform.size, DRAWN_OF_A_SET))
     found = [look(model, words, row.picture, row.asked) for row in rows]
@@ -111,11 +111,12 @@ def run_segment(arguments):
     """miniclip segment: a label for each pixel, of images, or the score on a set with masks."""
     what_to_do(arguments)
     if arguments.data:
-        figures = scored(arguments, segmentation_report, absent=0)
+        loaded = open_model(arguments, arguments.model)
+        figures = scored(arguments, loaded, segmentation_report, absent=0)
         if not as_json(arguments, figures):
             print_scores(figures, "mean IoU")
         if arguments.plot:  # last: if it can't be written, the figures are out already
-            draw_scored(arguments, segment, plots.draw_segments)
+            draw_scored(arguments, loaded, segment, plots.draw_segments)
         return
     labels = read_labels(arguments.labels)
     model, tokenizer, transform = open_model(arguments, arguments.model)
@@ -173,14 +174,15 @@ def run_detect(arguments):
     if not math.isfinite(arguments.threshold):
         raise ValueError(f"threshold is {arguments.threshold}; it must be a number")
     if arguments.data:
-        figures = scored(arguments, detection_report, absent=2)
+        loaded = open_model(arguments, arguments.model)
+        figures = scored(arguments, loaded, detection_report, absent=2)
         if not as_json(arguments, figures):
             print_scores(figures, "AP50")
             print(f"  best threshold {figures['threshold']:.3f}, chosen on every second picture; "
                   f"F1 on the others {figures['f1']:.1f} %")
         if arguments.plot:
-            draw_scored(arguments, partial(detect, threshold=arguments.threshold),
-                        plots.draw_boxes)
+            look = partial(detect, threshold=arguments.threshold)
+            draw_scored(arguments, loaded, look, plots.draw_boxes)
         return
     labels = read_labels(arguments.labels)
     model, tokenizer, transform = open_model(arguments, arguments.model)

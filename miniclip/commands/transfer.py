@@ -19,7 +19,7 @@ SUPERVISED = "timm/resnet101.tv_in1k"
 
 
 def add_commands(commands, common, weights, prompts: list):
-    """Add probe and robustness; common, weights, prompts: options that others share."""
+    """Add probe, relations and robustness; common, weights, prompts: options that others share."""
     command = commands.add_parser("probe", parents=prompts, help="a linear classifier on the image "
                                   "tower: how many labelled examples is a sentence worth?")
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)

@@ -64,17 +64,19 @@ def box_iou(a: Box, b: Box) -> float:
     >>> box_iou(Box(0, 0, 0, 2, 2), Box(0, 1, 0, 3, 2))
     0.3333333333333333
     """
-    width = min(a.right, b.right) - max(a.left, b.left)
-    height = min(a.bottom, b.bottom) - max(a.top, b.top)
-    shared = max(0, width) * max(0, height)
+    shared = shared_area(a, b)
     return shared / (area(a) + area(b) - shared)
 
 
 def share_within(box: Box, crowd: Box) -> float:
     """The part of a box that lies in a crowd: COCO's overlap with crowds."""
-    width = min(box.right, crowd.right) - max(box.left, crowd.left)
-    height = min(box.bottom, crowd.bottom) - max(box.top, crowd.top)
-    return max(0, width) * max(0, height) / area(box)
+    return shared_area(box, crowd) / area(box)
+
+
+def shared_area(a: Box, b: Box) -> float:
+    width = min(a.right, b.right) - max(a.left, b.left)
+    height = min(a.bottom, b.bottom) - max(a.top, b.top)
+    return max(0, width) * max(0, height)
 
 
 def area(box: Box) -> float:

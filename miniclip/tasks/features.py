@@ -3,7 +3,6 @@
 Features are of unit length, (N, D) float32, on the CPU; a similarity is their dot product.
 """
 
-import copy
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -43,10 +42,8 @@ def progress(rows: Iterable, unit: str) -> Iterator:
 
 def untrained(model):
     """A model of the same shape with fresh weights, the same ones in every run: a baseline."""
-    fresh = copy.deepcopy(model)
-    weights = type(model)(model.config).init_weights(torch.Generator().manual_seed(0))
-    fresh.load_state_dict(weights.state_dict())
-    return fresh.eval()
+    fresh = type(model)(model.config).init_weights(torch.Generator().manual_seed(0))
+    return fresh.to(model.logit_scale).eval()
 
 
 def check_finite(*features: torch.Tensor):

@@ -210,7 +210,7 @@ class Overlaps:
         labels = sorted({label for pixels in self.pictures for label in pixels})
         counts = np.array([[pixels.get(label, (0, 0, 0)) for label in labels]
                            for pixels in self.pictures]).reshape(len(self.pictures), -1, 3)
-        return labels, np.moveaxis(counts, 2, 0).transpose(0, 2, 1) @ weights.T
+        return labels, counts.transpose(2, 1, 0) @ weights.T
 
     def means(self, weights: np.ndarray) -> np.ndarray:
         """weights (n, pictures): how often each picture counts → mean IoU (n,), in percent.

@@ -1,14 +1,13 @@
 """Every source of pairs: found, read, and gone wrong."""
 
 import http.server
-import threading
 import time
 from pathlib import Path
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from local_hub import local_hub
 from small_data import (
     SIZE,
     check_pairs,
@@ -268,16 +267,9 @@ def hub(monkeypatch):
         def log_message(self, *arguments):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    server.asked = asked
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT",
-                        f"http://127.0.0.1:{server.server_port}")
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with local_hub(Answer, monkeypatch) as server:
+        server.asked = asked
+        yield server
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import http.server
 import io
 import json
 import tarfile
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+from local_hub import local_hub
 from small_data import encoded, picture
 
 
@@ -44,8 +44,6 @@ def serving(root: Path, monkeypatch, break_after: int | None = None, ranges=True
     break_after: each answer with a shard ends after so many bytes, though it has promised more.
     ranges: whether it gives the rest of a file; else always the whole.
     """
-    from huggingface_hub import constants
-
     asked = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
@@ -76,19 +74,8 @@ def serving(root: Path, monkeypatch, break_after: int | None = None, ranges=True
         def log_message(self, *arguments):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                        address + "/{repo_id}/resolve/{revision}/{filename}")
-    try:
+    with local_hub(Answer, monkeypatch):
         yield asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def listing(root: Path, name: str) -> tuple[int, bytes]:

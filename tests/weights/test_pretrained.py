@@ -12,7 +12,6 @@ import pickle
 import re
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from local_hub import local_hub
 from safetensors.torch import save_file
 from small_weights import (
     CLIPS,
@@ -690,20 +690,8 @@ def serve(files: dict[str, bytes], monkeypatch, broken=()):
         def log_message(self, *arguments):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    with monkeypatch.context() as patch:
-        address = f"http://127.0.0.1:{server.server_port}"
-        patch.setattr(constants, "ENDPOINT", address)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                      address + "/{repo_id}/resolve/{revision}/{filename}")
-        try:
-            yield asked
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+    with local_hub(Answer, monkeypatch):
+        yield asked
 
 
 @pytest.fixture
