@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from miniclip import plots
-from miniclip.commands import dense, transfer
+from miniclip.commands import dense, experiments, transfer
 from miniclip.commands.shared import (
     MODEL_HELP,
     as_json,
@@ -261,6 +261,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_everyday(commands, common, weights, prompts)
     dense.add_commands(commands, prompts)
     transfer.add_commands(commands, common, weights, prompts)
+    experiments.add_commands(commands, common)
 
     command = commands.add_parser("export", help="write a run's weights for another project")
     command.add_argument("run", metavar="RUN", help="a run's folder")

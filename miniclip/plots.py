@@ -24,6 +24,7 @@ from miniclip.data.images import fit, rgb
 from miniclip.data.pairs import Pairs
 from miniclip.files import read_rows, write_atomically
 from miniclip.tasks.features import embed_images, embed_texts
+from miniclip.tasks.robustness import Line, logit
 from miniclip.tasks.zero_shot import class_vectors
 from miniclip.weights import checkpoint
 
@@ -362,6 +363,86 @@ def robustness_bars(figures: dict, path):
         axis.set_xticks(places, [row["set"] for row in rows])
         axis.set(ylim=(0, 100), ylabel="accuracy, %")
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+
+
+WHO = {"labels, one style": GRAY, "captions, one style": ORANGE, "labels, many styles": GREEN,
+       "captions, many styles": BLUE, "captions, no sketches": RED}  # upbringing -> colour
+
+
+def grouped_bars(axis, rows: list[dict], colours: list[str], labels: list[str]):
+    """rows[k]["accuracy"] of every shift, side by side, with their intervals."""
+    shifts = list(rows[0]["accuracy"])
+    width = 0.84 / len(rows)
+    for number, (row, color, label) in enumerate(zip(rows, colours, labels, strict=True)):
+        x = np.arange(len(shifts)) + (number - (len(rows) - 1) / 2) * width
+        cells = [row["accuracy"][shift] for shift in shifts]
+        values = np.array([cell["accuracy"] for cell in cells])
+        errors = np.abs(np.array([cell["interval"] for cell in cells]).T - values)
+        axis.bar(x, values, 0.92 * width, color=color, label=label, yerr=errors,
+                 error_kw={"lw": 1}, capsize=1.5)
+    axis.set_xticks(range(len(shifts)), shifts)
+    axis.set(ylim=(0, 100), ylabel="accuracy, %")
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+
+
+def upbringing_picture(figures: dict, path):
+    """robustness --data shapes: bars for every shift, and below the points along training."""
+    rows, shifts = figures["rows"], list(figures["lines"])
+    with rc_context(STYLE):
+        figure = Figure((10, 6.8))
+        top, low = figure.subfigures(2, 1)
+        names = [row["name"] for row in rows]
+        grouped_bars(top.subplots(), rows, [WHO[name] for name in names], names)
+        axes = low.subplots(1, len(shifts), sharey=True)
+        for axis, shift in zip(axes, shifts, strict=True):
+            effective_axis(axis, figures, shift)
+            axis.set(title=shift, xlabel="in-domain, %")
+        axes[0].set_ylabel("under the shift, %")
+        save(figure, path)
+
+
+def effective_axis(axis, figures: dict, shift: str):
+    """Points of many checkpoints on logit axes, and the line through the ordinary models'."""
+    images = figures["images"]
+    line = Line(*figures["lines"][shift], images["in-domain"])
+    for row in figures["rows"]:
+        inside, under = ([point[name] for run in row["points"] for point in run]
+                         for name in ("in-domain", shift))
+        axis.scatter(logit(inside, images["in-domain"]), logit(under, images[shift]), s=5,
+                     color=WHO[row["name"]], lw=0)
+    inside = np.linspace(0.002, 0.999, 50)
+    axis.plot(logit(inside, 10**6), logit(line(inside), 10**6), color="black", lw=1)
+    axis.plot([-9, 9], [-9, 9], color=GRAY, lw=0.8, ls=":")
+    ticks = np.array([0.01, 0.1, 0.5, 0.9, 0.99])
+    axis.set_xticks(logit(ticks[1::2], 10**6), ["10", "90"])
+    axis.set_yticks(logit(ticks, 10**6), ["1", "10", "50", "90", "99"])
+    axis.set(xlim=(-5.5, 7.2), ylim=(-7.2, 7.2))
+
+
+def photographs_bars(figures: dict, path):
+    """robustness RUN --data FOLDER: bars for every shift."""
+    rows = figures["rows"]
+    labels = [f"{row['name']}: {row['photographs']:,} photographs" for row in rows]
+    with drawing(path, figsize=(9.5, 3.8)) as axis:
+        grouped_bars(axis, rows, [GRAY, ORANGE, BLUE], labels)
+        mark(axis, 100 / len(figures["classes"]), "chance")
+
+
+def efficiency_curves(figures: dict, path):
+    """efficiency's figures → accuracy over pairs seen, of each objective, with intervals."""
+    with drawing(path, 1, 2, figsize=(9, 3.8), sharey=True) as axes:
+        for axis, key, title in zip(axes, ("all", "held_out"),
+                                    ("all hundred combinations", "the twenty never shown")):
+            for (name, curves), color in zip(figures["curves"].items(), (GRAY, ORANGE, BLUE)):
+                pairs = [point["pairs"] for point in curves[key]]
+                axis.plot(pairs, [point["accuracy"] for point in curves[key]], "o-", ms=3,
+                          color=color, label=name)
+                axis.fill_between(pairs, *zip(*(point["interval"] for point in curves[key])),
+                                  color=color, alpha=0.2, lw=0)
+            axis.set_xscale("log")
+            axis.set(title=title, xlabel="pairs seen", ylim=(0, 102))
+        axes[0].set_ylabel("zero-shot accuracy, %")
+        axes[0].legend()
 
 
 def confusion_picture(confusion, names: list[str], path):

@@ -5,6 +5,12 @@ from itertools import islice
 from pathlib import Path
 
 from miniclip import plots
+from miniclip.commands.experiments import (
+    add_training_options,
+    check_counts,
+    run_photographs,
+    run_upbringing,
+)
 from miniclip.commands.shared import MODEL_HELP, as_json, check_limit, open_model, read_labels
 from miniclip.data.drawing import THINGS
 from miniclip.data.labelled import labelled_images
@@ -41,8 +47,12 @@ def add_commands(commands, common, weights, prompts: list):
     command.set_defaults(function=run_relations)
 
     command = commands.add_parser("robustness", parents=[common, weights], help="the lecture's "
-                                  "table: zero-shot and supervised on ImageNet and five shifts")
-    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+                                  "table: zero-shot and supervised on ImageNet and five shifts; "
+                                  "or the same in miniature, trained here")
+    command.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    command.add_argument("--data", help="in miniature: shapes (without MODEL), or where the pairs "
+                         "are that the run MODEL was trained on")
+    add_training_options(command)
     command.add_argument("--supervised", default=SUPERVISED, metavar="NAME", help="a classifier of "
                          "ImageNet: timm/NAME, or a Hub id or folder of transformers, such as "
                          f"microsoft/resnet-101; none: CLIP alone (default {SUPERVISED})")
@@ -111,8 +121,37 @@ def run_relations(arguments):
 
 
 def run_robustness(arguments):
-    """miniclip robustness: the lecture's table, each set from the Hub or from a folder."""
+    """miniclip robustness: the lecture's table, or with --data what is trained here."""
     check_limit(arguments)
+    check_counts(arguments)
+    check_robustness(arguments)
+    if arguments.data == "shapes":
+        return run_upbringing(arguments)
+    if arguments.data:
+        return run_photographs(arguments)
+    run_lecture_table(arguments)
+
+
+def check_robustness(arguments):
+    """ValueError for options that don't go together."""
+    if arguments.data == "shapes" and arguments.model:
+        raise ValueError("--data shapes trains its own models; leave out "
+                         f"{arguments.model}")
+    if arguments.data != "shapes" and not arguments.model:
+        raise ValueError("name a model, or --data shapes, which trains its own")
+    if arguments.data and (arguments.sets or arguments.limit
+                           or arguments.supervised != SUPERVISED):
+        raise ValueError("--sets, --limit and --supervised belong to the lecture's table, which "
+                         "is without --data")
+    if arguments.data == "shapes" and arguments.quick_gelu is not None:
+        raise ValueError("--quick-gelu belongs to a model; --data shapes trains its own")
+    if not arguments.data and (arguments.sweep or arguments.steps or arguments.seeds):
+        raise ValueError("--seeds, --steps and --sweep belong to --data: the lecture's table "
+                         "trains nothing")
+
+
+def run_lecture_table(arguments):
+    """Zero-shot and supervised on ImageNet and five shifts, from the Hub or from a folder."""
     places = places_of_sets(arguments.sets)
     loaded = open_model(arguments, arguments.model)
     classifier = names = None

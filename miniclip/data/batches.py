@@ -80,10 +80,15 @@ class Batches:
         order = rng.permutation(len(self.counts))
         return order, (self.first + rng.integers(self.counts))[order]
 
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def numbers(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which images a batch holds, and which rows of `tokens` describe them, both (B,)."""
         epoch, index = divmod(step, self.per_epoch)
         batch = slice(index * self.config.batch_size, (index + 1) * self.config.batch_size)
-        images, rows = (part[batch] for part in self.order(epoch))
+        images, rows = self.order(epoch)
+        return images[batch], rows[batch]
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, rows = self.numbers(step)
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
         pixels = self.sent(torch.from_numpy(self.images[images]))
         pixels = augment(pixels, self.size, self.config, generator)

@@ -156,7 +156,7 @@ def ground(name, side) -> Image.Image:
 
 
 @lru_cache(maxsize=32)
-def _pattern(texture, side) -> Image.Image:
+def pattern(texture, side) -> Image.Image:
     """A texture, 1.25 times as wide as the picture; mode L, 255 where its second colour goes."""
     return Image.fromarray(_marks(texture, side, side * 5 // 4).astype(np.uint8) * 255)
 
@@ -228,7 +228,7 @@ def paint(canvas, item, rng, style):
         stencil = ImageDraw.Draw(mask)
         for role, part in parts:  # faces and wheels keep clear of the pattern
             stencil.polygon(part, fill=255 if role in ("coat", "shade") else 0)
-        mask = ImageChops.darker(mask, window(rng, _pattern(texture, side), side))
+        mask = ImageChops.darker(mask, window(rng, pattern(texture, side), side))
         canvas.paste(palette["second"], mask=mask)
     if item.kind in SHAPES:  # a rim of its own colour, or a pattern would fray the shape
         width = 1 if texture == "plain" else side // 42

@@ -49,6 +49,17 @@ class Pairs:
         return [caption for captions in self.captions for caption in captions], owner
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Images with captions and labels: images (N, S, S, 3) uint8, captions[i], those of image i,
+    labels (N,) int64, indexes of names."""
+
+    images: np.ndarray
+    captions: list[list[str]]
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
 def cache_folder() -> Path:
     """$MINICLIP_CACHE, or ~/.cache/miniclip."""
     return Path(os.environ.get("MINICLIP_CACHE") or "~/.cache/miniclip").expanduser()

@@ -217,18 +217,19 @@ def place(item) -> str:
     return "in the middle" if max(abs(item.x - 0.5), abs(item.y - 0.5)) < 0.09 else ""
 
 
-def _article(words):
+def article(words: str) -> str:
+    """Words with their article: "an orange star"."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _phrase(rng, item, detail, colour=1.0) -> str:
+def phrase(rng, item, detail, colour=1.0) -> str:
     """ "a small striped red circle": size, texture with chance `detail`, colour with `colour`."""
     known = [word for word in (item.size, item.texture) if word not in ("", "plain")]
     words = [word for word in known if rng.random() < detail]
     if rng.random() < colour:
         words.append(f"{item.colour} and white" if item.kind == "Brittany" else item.colour)
     dog = item.kind in ("French bulldog", "Brittany") and rng.random() < 0.2
-    return _article(" ".join([*words, "dog" if dog else item.kind]))
+    return article(" ".join([*words, "dog" if dog else item.kind]))
 
 
 def _caption(scene, rng) -> str:
@@ -236,12 +237,12 @@ def _caption(scene, rng) -> str:
     words = {"ground": BACKGROUNDS[scene.background][0]}
     if relation is None:
         colour = 0.7 if first.kind in THINGS else 0.92
-        words |= {"a": _phrase(rng, first, 0.5, colour), "place": place(first)}
+        words |= {"a": phrase(rng, first, 0.5, colour), "place": place(first)}
     else:
         second = scene.objects[1]
         if rng.random() < 0.5:
             first, second, relation = second, first, RELATIONS[relation][0]
-        words |= {"a": _phrase(rng, first, 0.35), "b": _phrase(rng, second, 0.35)}
+        words |= {"a": phrase(rng, first, 0.35), "b": phrase(rng, second, 0.35)}
         words["relation"] = pick(rng, RELATIONS[relation][1])
     text = pick(rng, _ONE if relation is None else _TWO).format(**words)
     return " ".join(text.split())  # a place without words leaves a gap
@@ -284,6 +285,11 @@ def class_names() -> list[str]:
     return [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
+def single(rng, kind, colour=None) -> Scene:
+    """A scene of one object; without a colour, one of those that training shows the kind in."""
+    return _scene(rng, _object(rng, kind, colour))
+
+
 def _class_set(classes, per_class, seed, style, purpose) -> tuple[np.ndarray, np.ndarray]:
     """Single objects of classes {label: (kind, colour or None)}; one seed, one set of scenes."""
     _check(per_class, seed)
@@ -291,7 +297,7 @@ def _class_set(classes, per_class, seed, style, purpose) -> tuple[np.ndarray, np
     images = np.zeros((len(labels), 64, 64, 3), np.uint8)
     for i, label in enumerate(labels.tolist()):
         rng = np.random.default_rng((seed, i % per_class, label, purpose))
-        images[i] = render(_scene(rng, _object(rng, *classes[label])), rng, style)
+        images[i] = render(single(rng, *classes[label]), rng, style)
     return images, labels
 
 
@@ -323,7 +329,7 @@ def relation_set(n, seed) -> tuple[np.ndarray, list[str], list[str]]:
     for i in range(n):
         rng = np.random.default_rng((seed, i, 0, 3))
         scene = _pair(rng, SHAPES, tuple(RELATIONS)[:4])
-        a, b = (_article(f"{o.colour} {o.kind}") for o in scene.objects)
+        a, b = (article(f"{o.colour} {o.kind}") for o in scene.objects)
         images[i] = render(scene, rng)
         right.append(f"{a} {scene.relation} {b}")
         swapped.append(f"{b} {scene.relation} {a}")

@@ -1,5 +1,6 @@
 """How far a figure could be off: bootstrap intervals (Efron and Tibshirani 1993, chapter 13)."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -69,3 +70,25 @@ def mean_interval(values) -> tuple[float, float]:
         len(values) - 1)
     half = t * values.std(ddof=1) / len(values) ** 0.5
     return round(float(values.mean() - half), 3), round(float(values.mean() + half), 3)
+
+
+def runs_and_images(runs: np.ndarray, images: list[float], value: float) -> tuple[float, float]:
+    """95 % interval of a figure that comes from R runs, all tested on the same images.
+
+    Both are samples: other seeds and other images would have given another figure. Each half of the
+    interval is the root of the sum of two squares: Student's half width over the runs, and what the
+    images alone make of it. With a single run only the second is known.
+
+    Args:
+        runs: (R,), the figure of each run.
+        images: the ends of the interval over images, all runs together.
+        value: the figure itself.
+
+    >>> runs_and_images(np.array([0.5]), [0.4, 0.6], 0.5)
+    (0.4, 0.6)
+    >>> runs_and_images(np.array([1.0, 2.0, 3.0]), [1.5, 2.5], 2.0)
+    (-0.5338, 4.5338)
+    """
+    spread = mean_interval(runs)[1] - float(np.mean(runs)) if len(runs) > 1 else 0.0
+    low, high = (math.hypot(end - value, spread) for end in images)
+    return round(value - low, 4), round(value + high, 4)

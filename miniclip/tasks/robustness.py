@@ -10,6 +10,7 @@ five sets that show the same classes otherwise they are far apart.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -118,6 +119,53 @@ def both_right(loaded, classifier: Classifier | None, found: LabelledSet, rows: 
         raise ValueError(f"none of the {unreadable:,} images can be opened")
     theirs = torch.cat(supervised).numpy() if supervised else None
     return torch.cat(clip).numpy(), theirs, unreadable
+
+
+# ------------------------------------------------------------------------- effective robustness
+
+
+def logit(right, images: int) -> np.ndarray:
+    """Shares of `images` that are right, in [0, 1] → log(p / (1 − p)).
+
+    None or all right would be at infinity: half an image is added or taken.
+    """
+    share = np.clip(np.asarray(right, float), 0.5 / images, 1 - 0.5 / images)
+    return np.log(share) - np.log1p(-share)
+
+
+class Line(NamedTuple):
+    """What accuracy under a shift is to be expected of one in domain; straight between logits."""
+
+    slope: float
+    intercept: float
+    images: int  # of the set in domain
+
+    def __call__(self, inside) -> np.ndarray:
+        """Shares in [0, 1] → shares in (0, 1)."""
+        return 1 / (1 + np.exp(-(self.slope * logit(inside, self.images) + self.intercept)))
+
+
+def fitted_line(inside, shifted, images: tuple[int, int]) -> Line:
+    """Accuracies (N,) of models, in domain and under a shift, shares in [0, 1] → their line.
+
+    Least squares on logits, where the points of many models lie on a line (Taori et al. 2020, arXiv
+    2007.00644, section 3). images: how many each set has. If all models are equally good in domain,
+    the line is level.
+    """
+    x, y = (logit(v, n) for v, n in zip((inside, shifted), images, strict=True))
+    if np.ptp(x) < 1e-9:
+        return Line(0.0, float(np.mean(y)), images[0])
+    slope, intercept = np.polyfit(x, y, 1)
+    return Line(float(slope), float(intercept), images[0])
+
+
+def effective_robustness(inside, shifted, line: Line) -> np.ndarray:
+    """Accuracy under a shift, beyond what the accuracy in domain lets expect: ρ = shifted − β(x).
+
+    β is the line of ordinary supervised models (Taori et al. 2020, section 2). A model on the line
+    has 0: it is better under the shift only because it is better everywhere.
+    """
+    return np.asarray(shifted, float) - line(inside)
 
 
 def shift_row(loaded, classifier: Classifier | None, shift: Shift, found: LabelledSet,

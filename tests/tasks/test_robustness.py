@@ -17,6 +17,9 @@ from miniclip.tasks.robustness import (
     OBJECTNET,
     SHIFTS,
     both_right,
+    effective_robustness,
+    fitted_line,
+    logit,
     outputs_of,
     supervised_scores,
 )
@@ -190,3 +193,43 @@ def test_a_broken_network_ranks_nothing_first(loaded):
                    [(0,), (1,)])
     with pytest.raises(ValueError, match="none of the 1 images can be opened"):
         both_right(loaded, None, LabelledSet(iter([]), ["a"], None), iter([(b"", 0)]), None)
+
+
+def test_a_line_through_points_on_a_line():
+    """logit y = 0.8 logit x − 1.2."""
+    x = np.array([0.2, 0.4, 0.6, 0.9])
+    y = 1 / (1 + np.exp(1.2 - 0.8 * np.log(x / (1 - x))))
+    line = fitted_line(x, y, images=(1000, 1000))
+    assert line[:2] == pytest.approx((0.8, -1.2))
+    assert np.allclose(effective_robustness(x, y, line), 0)
+    assert np.allclose(effective_robustness(x, y + 0.1, line), 0.1)
+
+
+def test_none_and_all_right_are_half_an_image_away_from_infinity():
+    assert logit([0.0, 1.0], 10).tolist() == pytest.approx([np.log(0.05 / 0.95), np.log(19)])
+    line = fitted_line([0.0, 0.5, 1.0], [0.0, 0.5, 1.0], (10, 1000))
+    assert line.slope == pytest.approx(np.log(1999) / np.log(19)), "each axis by its own count"
+    assert line(0.5) == pytest.approx(0.5)
+
+
+def test_models_that_are_equal_in_domain_have_a_level_line():
+    line = fitted_line([0.5, 0.5], [0.2, 0.2], (100, 100))
+    assert line(0.1) == line(0.9) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "name a model, or --data shapes"),
+    (["--data", "shapes", "a/b"], "trains its own models; leave out a/b"),
+    (["--data", "elsewhere"], "name a model, or --data shapes"),
+    (["a/b", "--data", "x/y", "--sets", "z"], "belong to the lecture's table"),
+    (["a/b", "--data", "x/y", "--limit", "5"], "belong to the lecture's table"),
+    (["a/b", "--seeds", "3"], "belong to --data"), (["a/b", "--sweep"], "belong to --data"),
+    (["--data", "shapes", "--quick-gelu", "true"], "--quick-gelu belongs to a model"),
+    (["--data", "shapes", "--seeds", "0"], "seeds is 0; it must be from 1"),
+    (["--data", "shapes", "--steps", "19"], "steps is 19; it must be 20 or more"),
+    (["--data", "shapes", "--sweep", "--plot", "x.png"], "leave out --seeds and --plot"),
+    (["--data", "shapes", "--sweep", "--seeds", "2"], "leave out --seeds and --plot"),
+    (["nowhere", "--data", "shapes/none"], "nowhere is no run of `miniclip train`")])
+def test_options_that_do_not_go_together(capsys, arguments, message):
+    assert main(["robustness", *arguments]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
