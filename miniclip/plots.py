@@ -366,7 +366,7 @@ def robustness_bars(figures: dict, path):
 
 
 WHO = {"labels, one style": GRAY, "captions, one style": ORANGE, "labels, many styles": GREEN,
-       "captions, many styles": BLUE, "captions, no sketches": RED}  # upbringing -> colour
+       "captions, many styles": BLUE}  # upbringing -> colour
 
 
 def grouped_bars(axis, rows: list[dict], colours: list[str], labels: list[str]):

@@ -11,6 +11,7 @@ from miniclip.data.drawing import NEW_TEXTURES, pattern, pick, window
 
 TILE = 5  # pixels of a mosaic's tile, its joint included
 CELLS = 150  # pieces of glass in a window
+LEAD = 0.7  # pixels between two pieces, about half of what is dark
 STITCH = 4  # pixels of a cross-stitch
 FOCUS = 0.33  # half the width of what stays sharp, in parts of the side
 
@@ -65,13 +66,14 @@ def mosaic(image: np.ndarray, rng) -> np.ndarray:
 
 def stained_glass(image: np.ndarray, rng) -> np.ndarray:
     """Pieces of glass, each of the mean colour beneath it, with leads between them."""
-    side = len(image)
-    y, x = np.mgrid[:side, :side]
-    centres = rng.random((CELLS, 2)) * side
-    distance = np.hypot(y[..., None] - centres[:, 0], x[..., None] - centres[:, 1])  # (S, S, CELLS)
-    first, second = np.sort(distance, axis=2)[..., :2].transpose(2, 0, 1)
-    found = means(image, distance.argmin(2))
-    found[second - first < 0.7] = (20, 20, 24)
+    place = np.arange(len(image), dtype=np.float32)
+    y, x = (rng.random((CELLS, 2)) * len(image)).astype(np.float32).T
+    squares = (place[:, None, None] - y) ** 2 + (place[None, :, None] - x) ** 2  # (S, S, CELLS)
+    nearest = squares.argmin(2)[..., None]
+    first = np.sqrt(np.take_along_axis(squares, nearest, 2)[..., 0])
+    np.put_along_axis(squares, nearest, np.inf, 2)
+    found = means(image, nearest[..., 0])
+    found[np.sqrt(squares.min(2)) - first < LEAD] = (20, 20, 24)  # about as far from two centres
     return found
 
 

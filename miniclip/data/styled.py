@@ -30,13 +30,12 @@ STYLES = {
     "stained glass": ("stained glass window", stained_glass),
     "needlework": ("piece of needlework", needlework), "elsewhere": ("", None)}
 ONE_STYLE = ("plain",)
-MANY_STYLES = ("plain", "plain", "sketch", "mosaic", "stained glass")  # each as likely as another
-NO_SKETCHES = ("plain", "plain", "mosaic", "stained glass")
+MANY_STYLES = ("plain", "plain", "sketch", "mosaic")  # each as likely as another
 SHIFTS = {  # the lecture's columns -> the styles that stand for them
-    "in-domain": ("plain",), "V2": ("plain",), "R": ("mosaic", "stained glass"),
-    "R, new": ("needlework",), "ObjectNet": ("elsewhere",), "Sketch": ("sketch",)}
-WORDINGS = ("a {style} of {a}", "a {style} of {a} {place}", "{a} {place} , as a {style}",
-            "there is {a} in the {style}", "{a} in a {style}")
+    "in-domain": ("plain",), "V2": ("plain",), "R": ("mosaic",),
+    "R, new": ("stained glass", "needlework"), "ObjectNet": ("elsewhere",), "Sketch": ("sketch",)}
+WORDINGS = ("a {style} of {a}", "a {style} of {a} {place}", "{a}", "{a} {place}",
+            "there is {a} {place}")  # people don't always say how a thing is drawn
 
 
 def draw(scene: scenes.Scene, rng, style: str) -> np.ndarray:

@@ -36,7 +36,7 @@ def test_robustness_in_miniature(tmp_path, capsys):
     assert Image.open(plot).width > 800
     assert main([*command, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert len(again["rows"]) == 5 and "{:.1f}".format(
+    assert len(again["rows"]) == 4 and "{:.1f}".format(
         again["rows"][0]["accuracy"]["R"]["accuracy"]) in out.out, "seeded: the same figures"
 
 

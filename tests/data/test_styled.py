@@ -36,11 +36,11 @@ def test_a_robot_dog_has_the_label_dog():
 def test_one_style_never_names_a_style_and_many_do():
     one = training_examples(100, 0, ONE_STYLE)
     many = training_examples(100, 0, MANY_STYLES)
-    words = ("sketch", "mosaic", "stained glass")
+    words = ("sketch", "mosaic")
     assert not [text for captions in one.captions for text in captions for w in words if w in text]
     for word in words:
         share = np.mean([word in captions[0] for captions in many.captions])
-        assert 0.1 < share < 0.32
+        assert 0.15 < share < 0.35
     assert (one.labels == many.labels).all(), "the same objects"
 
 
