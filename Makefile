@@ -15,7 +15,7 @@ BENCH := $(if $(VENV),$(VENV)/.ready-bench)
 NEEDS_GPU = $(BIN)python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make $@ needs a CUDA GPU; PyTorch sees none")'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-tiny train record transfer lecture-table figures test quick test-gpu sanitize-gpu lessons check bench bench-gpu tune-gpu bench-plots lint loc clean
+.PHONY: help setup train-tiny train record transfer experiments lecture-table figures test quick test-gpu sanitize-gpu lessons check bench bench-gpu tune-gpu bench-plots lint loc clean
 
 help:  ## this list
 	@echo "make TARGET, one of:"
@@ -63,6 +63,23 @@ transfer: $(READY)  ## what transfers: score runs/shapes in segmentation, detect
 	  > $(TRANSFER)/relations.json
 	for style in plain sketch; do $(BIN)miniclip probe runs/shapes --data shapes --style $$style --json \
 	  --plot $(TRANSFER)/probe-$$style.png > $(TRANSFER)/probe-$$style.json; done
+
+# What README and chapter 15 show. It needs runs/flickr8k-20min and the photographs it was trained on.
+EXPERIMENTS := $(RECORDS)/experiments
+PHOTOGRAPHS := $(or $(MINICLIP_DATA),jxie/flickr8k)
+experiments: $(READY)  ## labels or captions? word by word or contrast? some two hours on two cores
+	@mkdir -p $(EXPERIMENTS)
+	@test -d runs/flickr8k-20min || { echo "make experiments needs make train PRESET=flickr8k-20min"; exit 1; }
+	$(BIN)miniclip robustness --data shapes --sweep --steps 200 --json > $(EXPERIMENTS)/sweep-shapes.json
+	$(BIN)miniclip robustness --data shapes --seeds 5 --json --plot $(EXPERIMENTS)/shapes.png \
+	  > $(EXPERIMENTS)/shapes.json
+	$(BIN)miniclip efficiency --sweep --steps 200 --json > $(EXPERIMENTS)/sweep-efficiency.json
+	$(BIN)miniclip efficiency --seeds 3 --json --plot $(EXPERIMENTS)/efficiency.png \
+	  > $(EXPERIMENTS)/efficiency.json
+	$(BIN)miniclip robustness runs/flickr8k-20min --data $(PHOTOGRAPHS) --sweep --steps 200 --json \
+	  > $(EXPERIMENTS)/sweep-photographs.json
+	$(BIN)miniclip robustness runs/flickr8k-20min --data $(PHOTOGRAPHS) --seeds 3 --json \
+	  --plot $(EXPERIMENTS)/photographs.png > $(EXPERIMENTS)/photographs.json
 
 lecture-table: $(READY)  ## the lecture's robustness table, from the Hub: needs timm, and better a GPU
 	$(BIN)miniclip robustness openai/clip-vit-large-patch14-336 --plot robustness.png $(ARGS)

@@ -1,5 +1,6 @@
 """Which device computes, and in which precision it is fast."""
 
+import platform
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -22,6 +23,16 @@ def bf16_is_fast(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (
         torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def described(device: torch.device) -> dict:
+    """What belongs to every recorded figure: processors and releases differ in the last digits."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type}, {platform.machine()}"
+    return {"device": name, "threads": torch.get_num_threads(), "bf16": bf16_is_fast(device),
+            "torch": torch.__version__}
 
 
 @contextmanager

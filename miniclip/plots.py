@@ -346,7 +346,7 @@ def robustness_bars(figures: dict, path):
     """robustness's figures → bars of both, set by set, with 95 % intervals and the lecture's."""
     rows = figures["sets"]
     places = np.arange(len(rows))
-    with drawing(path, figsize=(1.5 * len(rows) + 1.5, 4)) as axis:
+    with drawing(path, figsize=(max(6.5, 1.5 * len(rows) + 1.5), 4)) as axis:
         for offset, key, other, color, label in (
                 (-0.2, "supervised", "supervised", GRAY, figures["supervised"]),
                 (0.2, "clip", "clip", BLUE, f"zero-shot: {figures['model']}")):

@@ -9,7 +9,6 @@ it ends with the same weights, bit for bit.
 
 import json
 import math
-import platform
 import resource
 import signal
 import sys
@@ -28,7 +27,7 @@ from miniclip.config import MODELS, ModelConfig, TrainConfig, save_config
 from miniclip.data.batches import Batches, prefetch
 from miniclip.data.pairs import Pairs, load_pairs
 from miniclip.data.sources import HubUnreachable, Source
-from miniclip.device import bf16_is_fast, fast_math, pick_device
+from miniclip.device import described, fast_math, pick_device
 from miniclip.files import append_row, one_writer, write_text
 from miniclip.model import CLIP
 from miniclip.optim import build_optimizers, schedule
@@ -303,10 +302,6 @@ def report(model: CLIP, tokenizer: Tokenizer, pairs: Pairs, held_out: Pairs, con
     metrics = retrieval(model, tokenizer, held_out)
     if config.data == "shapes":
         metrics["shapes"] = shapes_report(model, tokenizer)
-    if device.type == "cuda":
-        device_name = torch.cuda.get_device_name(device)
-    else:
-        device_name = f"{device.type}, {platform.machine()}"
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform == "darwin":  # which counts in bytes
         kilobytes /= 1024
@@ -314,7 +309,5 @@ def report(model: CLIP, tokenizer: Tokenizer, pairs: Pairs, held_out: Pairs, con
         "data": pairs.name, "summary": pairs.summary, "best_step": progress["best_step"],
         "steps": config.steps, "batch_size": config.batch_size,
         "seconds": round(progress["seconds"], 1), "peak_memory_mb": round(kilobytes / 1024),
-        "parameters": sum(p.numel() for p in model.parameters()), "device": device_name,
-        "threads": torch.get_num_threads(), "bf16": bf16_is_fast(device),
-        "torch": torch.__version__}
+        "parameters": sum(p.numel() for p in model.parameters()), **described(device)}
     return metrics

@@ -158,19 +158,21 @@ def run_lecture_table(arguments):
     if arguments.supervised != "none":
         classifier = load_classifier(arguments.supervised, pick_device(arguments.device))
         names = labelled_images(places[SHIFTS[0]]).names
-    table = []
-    for shift, where in places.items():
-        found = labelled_images(where)
-        rows = islice(found.rows, arguments.limit or None)
-        table.append(shift_row(loaded, classifier, shift, found, rows, names))
-        clip = table[-1]["clip"]["accuracy"]  # told at once: a later set may break off
-        print(f"{shift.name}: zero-shot {clip:.1f} %", file=sys.stderr)
     figures = {"model": arguments.model, "supervised": classifier and classifier.name,
-               "limit": arguments.limit, "sets": table}
-    if not as_json(arguments, figures):
-        print_robustness(figures)
-    if arguments.plot:
-        plots.robustness_bars(figures, arguments.plot)
+               "limit": arguments.limit, "sets": []}
+    try:
+        for shift, where in places.items():
+            found = labelled_images(where)
+            rows = islice(found.rows, arguments.limit or None)
+            figures["sets"].append(shift_row(loaded, classifier, shift, found, rows, names))
+            clip = figures["sets"][-1]["clip"]["accuracy"]
+            print(f"{shift.name}: zero-shot {clip:.1f} %", file=sys.stderr)
+    finally:  # a set that breaks off takes hours of others with it, unless they are told
+        if figures["sets"]:
+            if not as_json(arguments, figures):
+                print_robustness(figures)
+            if arguments.plot:
+                plots.robustness_bars(figures, arguments.plot)
 
 
 def places_of_sets(folder: str | None) -> dict:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from miniclip.data import scenes
-from miniclip.data.images import IMAGE_SUFFIXES
+from miniclip.data.images import IMAGE_SUFFIXES, in_threads
 from miniclip.data.shards import FolderFiles, HubFiles, is_sharded, sharded_set
 from miniclip.data.sources import SPLIT_NAMES, Source, check_hub, telling, unknown_split
 
@@ -52,6 +54,35 @@ def labelled_images(where: str, split: str | None = None, renamed: dict[str, str
         raise ValueError(f"no class {unknown[0]!r} in {where}; found: {', '.join(labels[:20])}")
     names = [renamed.get(label, label.replace("_", " ")) for label in labels]
     return LabelledSet(rows, names, templates)
+
+
+class DecodedBatch(NamedTuple):
+    """pixels: for each decoder what it made of the images, (n, …); labels (n,) int64; unreadable:
+    how many rows besides these could not be opened."""
+
+    pixels: list[np.ndarray]
+    labels: np.ndarray
+    unreadable: int
+
+
+def decoded_batches(rows: Iterator, *decoders, size: int = 250) -> Iterator[DecodedBatch]:
+    """Rows of a LabelledSet → batches of `size` rows, decoded in threads.
+
+    Each decoder takes an image of a row and gives its pixels, or None if it can't be opened: then
+    the row is left out. A batch without any readable row is counted and given, with n = 0.
+    ValueError for a split whose labels are kept secret.
+    """
+    def decoded(row):
+        image, label = row
+        return [decoder(image) for decoder in decoders], label
+
+    for batch in in_threads(decoded, rows, size):
+        kept = [(pixels, label) for pixels, label in batch if all(p is not None for p in pixels)]
+        if any(label is None or label < 0 for _, label in kept):
+            raise ValueError("the labels of this split are kept secret; choose another --split")
+        pixels = [np.stack(column) for column in zip(*(pixels for pixels, _ in kept))]
+        labels = np.array([label for _, label in kept], np.int64)
+        yield DecodedBatch(pixels, labels, len(batch) - len(kept))
 
 
 def scene_images(split: str | None) -> tuple[Iterator, list[str]]:

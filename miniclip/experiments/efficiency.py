@@ -12,6 +12,7 @@ from miniclip.data import scenes
 from miniclip.data.pairs import Examples, load_pairs
 from miniclip.data.sources import Source
 from miniclip.data.styled import fresh_examples
+from miniclip.device import described
 from miniclip.experiments.fit import accuracy_at, fit, looks_of, recipe, right, tokenizer_of
 from miniclip.experiments.objectives import BagOfWords, Contrast, WordByWord
 from miniclip.tasks.intervals import bootstrap, mean_interval, runs_and_images
@@ -64,8 +65,8 @@ def efficiency_report(seeds: int, steps: int, per_class: int, device) -> dict:
     curves = {name: {"all": curve(pairs, found, unseen | True),
                      "held_out": curve(pairs, found, unseen)}
               for name, found in runs.items()}
-    return {"seeds": seeds, "steps": steps, "images": len(asked.labels), "rates": RATES,
-            "curves": curves, "sooner": {
+    return {"data": "shapes", "seeds": seeds, "steps": steps, "images": len(asked.labels),
+            "rates": RATES, "machine": described(device), "curves": curves, "sooner": {
                 name: fewer_pairs(pairs, runs["contrast"], runs[name])
                 for name in RATES if name != "contrast"}}
 
@@ -123,4 +124,5 @@ def sweep(steps: int, per_class: int, device) -> dict:
             rows.append({"name": name, "rate": rate, "accuracy": accuracy_at(
                 learner, examples, asked, tokenizer, shape.image_size,
                 recipe(RECIPE, rate, steps, SWEEP_SEED), f"{name}, × {rate:g}")})
-    return {"data": "shapes", "steps": steps, "images": len(asked.labels), "rows": rows}
+    return {"data": "shapes", "steps": steps, "images": len(asked.labels),
+            "machine": described(device), "rows": rows}

@@ -16,8 +16,8 @@ from miniclip.data.caption_classes import NAMES, balanced_examples, parted
 from miniclip.data.pairs import Examples, load_pairs
 from miniclip.data.shifts import PHOTOGRAPHS, shifted
 from miniclip.data.sources import Source, UnknownSplit
+from miniclip.device import described
 from miniclip.experiments.fit import (
-    SWEPT,
     accuracy_at,
     fit,
     recipe,
@@ -30,6 +30,7 @@ from miniclip.experiments.objectives import Contrast, Labels
 RECIPE, STEPS = PRESETS["flickr8k-20min"], 600
 # Of RECIPE's learning rates, the multiple that each teacher does best with: `sweep` found it.
 RATES = {"labels": 1.0, "captions": 1.0}
+SWEPT = (0.5, 1.0, 2.0)
 SEED = 7  # which images are taken of the classes that have too many
 
 
@@ -97,6 +98,7 @@ def photographs_report(loaded, run: str, data: str, seeds: int, steps: int) -> d
     size = {"labels": (len(train.labels), steps), "captions": (len(train.labels), steps),
             "captions of all": (len(pairs), config.steps)}
     return {"data": Path(data).name, "split": split, "seeds": seeds, "rates": RATES,
+            "machine": described(device),
             "classes": list(NAMES), "images": len(test.labels), "rows": [
                 {"name": name, "photographs": size[name][0], "steps": size[name][1], "accuracy": {
                     shift: with_interval([run[shift] for run in runs]) for shift in sets}}
@@ -117,4 +119,5 @@ def sweep(loaded, run: str, data: str, steps: int) -> dict:
             rows.append({"name": teacher, "rate": rate, "accuracy": accuracy_at(
                 objective, train, fresh, tokenizer, shape.image_size,
                 recipe(RECIPE, rate, steps, SEED), f"{teacher}, × {rate:g}")})
-    return {"data": Path(data).name, "steps": steps, "images": len(fresh.labels), "rows": rows}
+    return {"data": Path(data).name, "steps": steps, "images": len(fresh.labels),
+            "machine": described(model.logit_scale.device), "rows": rows}

@@ -27,6 +27,7 @@ from miniclip.data.styled import (
     fresh_examples,
     training_examples,
 )
+from miniclip.device import described
 from miniclip.experiments.fit import (
     SWEPT,
     accuracy_at,
@@ -178,6 +179,7 @@ def upbringing_report(seeds: int, steps: int, per_class: int, device) -> dict:
         "points": [run["points"] for run in found]} for upbringing, found in runs.items()]
     lines = {name: line_through(name, ordinary, images) for name in shifts}
     return {"data": "shapes", "seeds": seeds, "steps": steps, "examples": EXAMPLES,
+            "machine": described(device),
             "images": images, "classes": len(CLASSES), "rates": RATES,
             "lines": {name: [round(line.slope, 4), round(line.intercept, 4)]
                       for name, line in lines.items()}, "rows": rows}
@@ -226,4 +228,5 @@ def sweep(steps: int, per_class: int, device) -> dict:
                 rows.append({"name": f"{teacher}, {world}", "rate": rate, "accuracy": accuracy_at(
                     objective, examples, fresh, tokenizer, shape.image_size,
                     recipe(RECIPE, rate, steps, SWEEP_SEED), f"{teacher}, {world}, × {rate:g}")})
-    return {"data": "shapes", "steps": steps, "images": len(fresh.labels), "rows": rows}
+    return {"data": "shapes", "steps": steps, "images": len(fresh.labels),
+            "machine": described(device), "rows": rows}

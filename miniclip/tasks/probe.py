@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from miniclip.data import scenes
-from miniclip.data.images import decode, fit, in_threads, normalize
-from miniclip.data.labelled import labelled_images
+from miniclip.data.images import decode, fit, normalize
+from miniclip.data.labelled import decoded_batches, labelled_images
 from miniclip.data.sources import UnknownSplit
 from miniclip.tasks.features import check_finite, embed_images, progress
 from miniclip.tasks.intervals import accuracy_of, mean_interval
@@ -139,18 +139,15 @@ def scene_splits(size: int, style: str) -> tuple[dict[str, Split], list[str]]:
 
 def read_split(rows: Iterator, size: int) -> Split:
     """Rows of `labelled_images` → decoded; images that can't be opened are left out."""
-    images, labels = [], []
-    for batch in progress(in_threads(lambda row: (decode(row[0], size)[0], row[1]), rows, 250),
-                          "batch"):
-        for image, label in batch:
-            if label is None or label < 0:
-                raise ValueError("the labels of a split are kept secret; a probe needs them")
-            if image is not None:
-                images.append(image)
-                labels.append(label)
-    if not images:
+    def decoder(image):
+        return decode(image, size)[0]
+
+    batches = list(progress(decoded_batches(rows, decoder), "batch"))
+    batches = [batch for batch in batches if len(batch.labels)]
+    if not batches:
         raise ValueError("a split holds no image that can be opened")
-    return Split(np.stack(images), np.array(labels))
+    return Split(np.concatenate([batch.pixels[0] for batch in batches]),
+                 np.concatenate([batch.labels for batch in batches]))
 
 
 def divided(split: Split, share: float = 0.2) -> tuple[Split, Split]:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from miniclip.data.images import decode, in_threads
-from miniclip.data.labelled import LabelledSet
+from miniclip.data.images import decode
+from miniclip.data.labelled import LabelledSet, decoded_batches
 from miniclip.tasks.features import check_finite, embed_images, progress
 from miniclip.tasks.intervals import accuracy_of
 from miniclip.tasks.zero_shot import TEMPLATES, class_vectors
@@ -93,32 +93,31 @@ def both_right(loaded, classifier: Classifier | None, found: LabelledSet, rows: 
     model, tokenizer, transform = loaded
     vectors = class_vectors(model, tokenizer, found.names, found.templates or TEMPLATES)
 
-    def decoded(row):
-        image, label = row
-        ours, _ = decode(image, transform.size)
-        theirs = None
-        if classifier is not None:
-            theirs, _ = decode(image, classifier.size, classifier.resize)
-        return ours, theirs, label
+    def ours(image):
+        return decode(image, transform.size)[0]
+
+    def theirs(image):
+        return decode(image, classifier.size, classifier.resize)[0]
+
+    decoders = [ours] if classifier is None else [ours, theirs]
 
     clip, supervised, unreadable = [], [], 0
-    for batch in progress(in_threads(decoded, rows, 250), "batch"):
-        kept = [row for row in batch if row[0] is not None]
-        unreadable += len(batch) - len(kept)
-        if not kept:
+    for batch in progress(decoded_batches(rows, *decoders), "batch"):
+        unreadable += batch.unreadable
+        if not len(batch.labels):
             continue
-        labels = torch.tensor([label for *_, label in kept])
-        features = embed_images(model, np.stack([ours for ours, *_ in kept]))
+        labels = torch.from_numpy(batch.labels)
+        features = embed_images(model, batch.pixels[0])
         check_finite(features, vectors)
         clip.append((features @ vectors.T).argmax(1) == labels)
         if classifier is not None:
-            logits = classifier.logits(np.stack([theirs for _, theirs, _ in kept]))
+            logits = classifier.logits(batch.pixels[1])
             check_finite(logits)
             supervised.append(supervised_scores(logits, outputs).argmax(1) == labels)
     if not clip:
         raise ValueError(f"none of the {unreadable:,} images can be opened")
-    theirs = torch.cat(supervised).numpy() if supervised else None
-    return torch.cat(clip).numpy(), theirs, unreadable
+    right = torch.cat(supervised).numpy() if supervised else None
+    return torch.cat(clip).numpy(), right, unreadable
 
 
 # ------------------------------------------------------------------------- effective robustness

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from miniclip.data import scenes
-from miniclip.data.images import decode, fit, in_threads, read_image
+from miniclip.data.images import decode, fit, read_image
+from miniclip.data.labelled import decoded_batches
 from miniclip.tasks.features import check_finite, embed_images, embed_texts
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "there is a {}", "a {}")
@@ -104,24 +105,19 @@ def zero_shot_report(loaded, rows: Iterator, names: list[str], templates=TEMPLAT
     classes = class_vectors(model, tokenizer, names, templates)
     truth, predicted, unreadable = [], [], 0
 
-    def decoded(row):
-        image, label = row
-        pixels, _ = decode(image, transform.size)
-        return pixels, label
+    def decoder(image):
+        return decode(image, transform.size)[0]
 
     with tqdm(unit="image", dynamic_ncols=True) as bar:
-        for batch in in_threads(decoded, rows, 250):
-            kept = [(pixels, label) for pixels, label in batch if pixels is not None]
-            bar.update(len(batch))
-            unreadable += len(batch) - len(kept)
-            if any(label is None or label < 0 for _, label in kept):
-                raise ValueError("the labels of this split are kept secret; choose another --split")
-            if kept:
-                images = embed_images(model, np.stack([pixels for pixels, _ in kept]))
+        for batch in decoded_batches(rows, decoder):
+            bar.update(len(batch.labels) + batch.unreadable)
+            unreadable += batch.unreadable
+            if len(batch.labels):
+                images = embed_images(model, batch.pixels[0])
                 check_finite(images, classes)
                 nearest = (images @ classes.T).topk(min(5, len(names))).indices  # (n, 5)
                 predicted.append(nearest)
-                truth += [label for _, label in kept]
+                truth += batch.labels.tolist()
     if not truth:
         raise ValueError(f"none of the {unreadable:,} images can be opened")
     truth, predicted = torch.tensor(truth), torch.cat(predicted)  # (N,), (N, 5)

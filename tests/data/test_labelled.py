@@ -112,6 +112,21 @@ def test_a_hub_set_without_labels(hub):
         labelled_images("some/set")
 
 
+def test_batches_are_decoded_for_each_decoder_and_count_what_they_leave_out():
+    images = [encoded(flat("L", k)) for k in range(5)]
+    images[1] = images[4] = b"broken"
+    rows = iter([(image, k) for k, image in enumerate(images)])
+    first, second, third = labelled.decoded_batches(
+        rows, lambda image: decode(image, 4)[0], lambda image: decode(image, 6)[0], size=2)
+    assert [pixels.shape for pixels in first.pixels] == [(1, 4, 4, 3), (1, 6, 6, 3)]
+    assert [(batch.labels.tolist(), batch.unreadable) for batch in (first, second, third)] == [
+        ([0], 1), ([2, 3], 0), ([], 1)]
+    assert (second.pixels[0][1] == 3).all() and second.labels.dtype == np.int64
+    secret = iter([(images[0], 0), (images[2], -1)])
+    with pytest.raises(ValueError, match="kept secret; choose another --split"):
+        list(labelled.decoded_batches(secret, lambda image: decode(image, 4)[0]))
+
+
 def test_a_hub_set_whose_labels_are_secret(hub, loaded):
     secret = [(row["img"]["bytes"], None) for row in hub["train"].cast_column(
         "img", datasets.Image(decode=False))]

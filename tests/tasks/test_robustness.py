@@ -133,6 +133,18 @@ def test_a_table_for_eyes_and_without_an_opponent(tmp_path, capsys):
     assert "76.2 / 76.2" in out and "supervised: none" in out
 
 
+def test_a_set_that_breaks_off_takes_no_other_with_it(tmp_path, capsys):
+    root = write_sets(tmp_path / "hub")
+    for shard in (root / SHIFTS[2].data).rglob("*.tar"):
+        shard.unlink()
+    command = ["robustness", str(write_run(tmp_path / "run")), "--supervised", "none", "--json",
+               "--sets", str(root / "clip-benchmark"), "--plot", str(tmp_path / "bars.png")]
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert [row["set"] for row in json.loads(out)["sets"]] == ["ImageNet", "ImageNet-V2"]
+    assert (tmp_path / "bars.png").exists() and ".tar" in err.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("change, message", [
     (["--sets", "nowhere"], "nowhere has no wds_imagenet1k/"),
     (["--limit", "-3"], "it must be 0 (all) or a number of images"),
