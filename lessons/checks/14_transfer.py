@@ -16,8 +16,8 @@ def check_iou_of_equal_boxes(answer):
                          ((10, 0, 12, 2), "in the same rows")):
         found = answer.box_iou(A, other)
         assert np.isclose(found, 0), (
-            f"{A} and {other}, {where}, share nothing: 0, not {found}; two negative sides have a "
-            "positive product, so cut each side off at 0")
+            f"{A} and {other}, {where}, share nothing: 0, not {found}; a negative width or height "
+            "means that nothing is shared, so cut each side off at 0 before you multiply")
 
 
 def check_iou(answer):
@@ -37,10 +37,16 @@ def check_suppression_keeps_the_best(answer):
     boxes = np.array([(0, 0, 10, 10), (1, 0, 11, 10), (30, 30, 40, 40)])
     for scores, expected in (([0.2, 0.9, 0.5], [1, 2]), ([0.9, 0.2, 0.95], [2, 0])):
         found = list(answer.suppress(boxes, np.array(scores), 0.3))
+        assert len(found) < 3, (
+            "boxes 0 and 1 overlap by more than 0.3, and both are kept: compare a box with every "
+            "box kept so far, not only with the last")
         assert sorted(found) == sorted(expected), (
             f"scores {scores}: keep {expected}, not {found}; begin with the best score, not with "
-            "the first box")
+            "the first box, and return places in `boxes`, not in the sorted list")
         assert found == expected, f"best first: {expected}, not {found}"
+    boxes = np.array([(0, 0, 4, 1), (0, 0, 2, 1)])  # an IoU of exactly 1/2
+    found = list(answer.suppress(boxes, np.array([0.9, 0.8]), 0.5))
+    assert found == [0, 1], f"an IoU of exactly `overlap` is still allowed: [0, 1], not {found}"
 
 
 def check_only_kept_boxes_suppress(answer):
@@ -65,6 +71,12 @@ def check_average_precision(answer):
     order = [2, 0, 1]
     found = answer.average_precision(scores[order], right[order], 2)
     assert np.isclose(found, 5 / 6), "the same boxes in another order: sort by score, best first"
+    found = answer.average_precision(scores, np.array([False, True, True]), 2)
+    assert not np.isclose(found, 1), "the best box is the wrong one here: np.argsort sorts upwards"
+    assert not np.isclose(found, 2 / 3), (
+        "take the precision at each right box itself, not the best precision from there on")
+    assert np.isclose(found, 7 / 12), (
+        f"wrong, right, right, of two true boxes: (1/2 + 2/3) / 2 = 0.583, not {found:.3f}")
 
 
 def check_missed_boxes_count(answer):
@@ -140,6 +152,24 @@ def over_all_boxes(scores, right, truths):
     return float((np.cumsum(right) / (np.arange(len(right)) + 1)).mean())
 
 
+def worst_first(scores, right, truths):
+    return unsorted(scores, right[np.argsort(scores)], truths)
+
+
+def best_from_there_on(scores, right, truths):
+    right = right[np.argsort(-scores)]
+    precision = np.cumsum(right) / (np.arange(len(right)) + 1)
+    return float(np.maximum.accumulate(precision[::-1])[::-1][right].sum() / truths)
+
+
+def by_the_last_kept(boxes, scores, overlap):
+    kept = []
+    for i in np.argsort(-scores):
+        if not kept or iou(boxes[i], boxes[kept[-1]]) <= overlap:
+            kept.append(int(i))
+    return kept
+
+
 WRONG = {
     "negative sides multiplied": ({"box_iou": with_negative_sides}, "cut each side off at 0"),
     "the sum of areas for the union": ({"box_iou": over_the_sum}, "only once"),
@@ -148,5 +178,9 @@ WRONG = {
     "suppressed boxes suppress": ({"suppress": by_all_better_ones}, "kept so far"),
     "missed boxes forgotten": ({"average_precision": over_the_found}, "divide by `truths`"),
     "no sorting by score": ({"average_precision": unsorted}, "sort by score"),
+    "the worst score first": ({"average_precision": worst_first}, "sorts upwards"),
+    "the best precision from there on": (
+        {"average_precision": best_from_there_on}, "at each right box itself"),
+    "compared with the last one alone": ({"suppress": by_the_last_kept}, "not only with the last"),
     "the mean over all boxes": ({"average_precision": over_all_boxes}, "no term of its own"),
 }

@@ -13,7 +13,7 @@ def box_iou(a, b) -> float:
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
-    """Non-maximum suppression → the numbers of the boxes that are kept, best first.
+    """Non-maximum suppression → the indices (in `boxes`) of those that are kept, best first.
 
     boxes (N, 4), scores (N,), all of one label. Go from the best score down; keep a box if its IoU
     with each box *kept so far* is at most `overlap`. Uses box_iou.

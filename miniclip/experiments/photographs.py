@@ -27,7 +27,7 @@ from miniclip.experiments.fit import (
 )
 from miniclip.experiments.objectives import Contrast, Labels
 
-RECIPE, STEPS = PRESETS["flickr8k-20min"], 600
+RECIPE, STEPS = PRESETS["flickr8k-20min"], 400
 # Of RECIPE's learning rates, the multiple that each teacher does best with: `sweep` found it.
 RATES = {"labels": 1.0, "captions": 1.0}
 SWEPT = (0.5, 1.0, 2.0)
