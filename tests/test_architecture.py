@@ -284,3 +284,34 @@ def test_what_the_readme_says_of_probes_is_recorded(style):
     paragraph = text[text.index("A probe is a linear"):text.index("its sentences don't know them")]
     assert f"{figures['zero_shot']['accuracy']:.1f} %" in paragraph
     assert f"{figures['shots'][0]['accuracy']:.1f} %" in paragraph
+
+
+EXPERIMENT_ROWS = [(name, row) for name in ("shapes", "photographs")
+                   for row in json.loads((EXPERIMENTS / f"{name}.json").read_text())["rows"]]
+
+
+@pytest.mark.parametrize("name, row", EXPERIMENT_ROWS, ids=lambda x: x if x is str else "")
+def test_the_readmes_tables_of_experiments_are_the_recorded_ones(name, row):
+    cells = [row["name"], *(f"{found['accuracy']:.1f}" for found in row["accuracy"].values())]
+    assert "| " + " | ".join(cells) + " |" in (ROOT / "README.md").read_text(), name
+
+
+def test_what_the_readme_says_of_efficiency_is_recorded():
+    sooner = json.loads((EXPERIMENTS / "efficiency.json").read_text())["sooner"]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for found in sooner.values():
+        assert f"{found['times']:.1f} times" in text
+
+
+@pytest.mark.parametrize("name", ["shapes", "efficiency", "photographs"])
+def test_experiments_use_the_learning_rates_that_a_sweep_found(name):
+    """And no best rate lies at the end of what was tried, unless the text says so."""
+    from miniclip.experiments import efficiency, photographs, upbringing
+
+    room = {"shapes": upbringing, "efficiency": efficiency, "photographs": photographs}[name]
+    figures = json.loads((EXPERIMENTS / f"{name}.json").read_text())
+    assert figures["rates"] == room.RATES, "the record is that of the code"
+    swept = json.loads((EXPERIMENTS / f"sweep-{name}.json").read_text())["rows"]
+    for teacher, rate in room.RATES.items():
+        rows = [row for row in swept if row["name"] == teacher]
+        assert max(rows, key=lambda row: row["accuracy"] or 0)["rate"] == rate

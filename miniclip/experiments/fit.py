@@ -21,7 +21,6 @@ from miniclip.tasks.intervals import bootstrap, runs_and_images
 from miniclip.tokenizer import Tokenizer
 from miniclip.train import Diverged
 
-SWEPT = (0.25, 0.5, 1.0, 2.0, 4.0)  # multiples of a recipe's learning rates
 FEWEST = 20  # steps of a model that is worth a look
 
 
