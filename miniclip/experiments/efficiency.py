@@ -18,8 +18,8 @@ from miniclip.experiments.objectives import BagOfWords, Contrast, WordByWord
 from miniclip.tasks.intervals import bootstrap, mean_interval, runs_and_images
 
 SHAPE, RECIPE = MODELS["micro"], PRESETS["shapes"]
-STEPS = 600
-LOOKS = (25, 50, 75, 100, 150, 200, 300, 400, 600)  # of STEPS; others in proportion
+STEPS = 400
+LOOKS = (20, 40, 60, 80, 100, 150, 200, 300, 400)  # of STEPS; others in proportion
 # Of RECIPE's learning rates, the multiple that each does best with: `sweep` found it.
 RATES = {"word by word": 1.0, "bag of words": 1.0, "contrast": 1.0}
 SWEPT = (0.5, 1.0, 2.0)

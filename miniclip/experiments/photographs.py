@@ -29,7 +29,7 @@ from miniclip.experiments.objectives import Contrast, Labels
 
 RECIPE, STEPS = PRESETS["flickr8k-20min"], 400
 # Of RECIPE's learning rates, the multiple that each teacher does best with: `sweep` found it.
-RATES = {"labels": 1.0, "captions": 1.0}
+RATES = {"labels": 2.0, "captions": 2.0}
 SWEPT = (0.5, 1.0, 2.0)
 SEED = 7  # which images are taken of the classes that have too many
 
