@@ -27,6 +27,11 @@ def check_expected_on_the_line(answer):
             "line between logits of both axes, not between accuracies")
     found = float(answer.expected(INSIDE, SHIFTED, 0.999))
     assert 0 < found < 1, f"an accuracy lies between 0 and 1, not {found}"
+    scattered = share(logit(SHIFTED) + np.array([0.3, -0.3, 0.0, -0.3, 0.3]))
+    found, y = (float(f(INSIDE, scattered, 0.999)) for f in (answer.expected, a_logit))
+    assert np.isclose(found, share(y)), (
+        f"points near a line: it says {share(y):.3f} of 0.999, not {found:.3f}; fit one straight "
+        "line to all points, np.polyfit(logits in domain, logits under the shift, 1)")
 
 
 def check_effective_robustness(answer):
@@ -45,7 +50,7 @@ def check_better_everywhere_is_not_robust(answer):
     """a better model is expected to be better under the shift, too"""
     found = answer.effective_robustness(INSIDE, SHIFTED, 0.97, 0.8)
     assert np.isclose(found, 0.8 - SHIFTED[4]), (
-        f"0.97 in domain lets expect {SHIFTED[4]:.3f}; with 0.8 it is {0.8 - SHIFTED[4]:.3f} "
+        f"with 0.97 in domain one expects {SHIFTED[4]:.3f}; with 0.8 it is {0.8 - SHIFTED[4]:.3f} "
         f"above, not {found:.3f}")
 
 
@@ -57,7 +62,7 @@ def check_interval(answer):
         f"from {low:.3f} to {high:.3f}: each draw takes images *with* replacement, so that they "
         "differ; rng.integers(N, size=N)")
     assert low < 0.3 < high, f"the difference is 0.3, not within {low:.3f} to {high:.3f}"
-    assert abs(low - 0.21) < 0.025 and abs(high - 0.39) < 0.025, (
+    assert abs(low - 0.21) < 0.025 and abs(high - 0.39) < 0.025 and 0.165 < high - low < 0.195, (
         f"about 0.21 to 0.39, not {low:.3f} to {high:.3f}: from the 2.5th to the 97.5th "
         "percentile, of draws of as many images as there are, the same ones for both models")
 
@@ -103,7 +108,19 @@ def narrow(a, b, draws, rng):
     return tuple(np.percentile(found, [25, 75]))
 
 
+def between_the_points(inside, shifted, x):
+    return float(np.interp(x, inside, shifted))
+
+
+def ninety(a, b, draws, rng):
+    found = [(a.astype(float) - b)[rng.integers(len(a), size=len(a))].mean()
+             for _ in range(draws)]
+    return tuple(np.percentile(found, [5, 95]))
+
+
 WRONG = {
+    "no line at all": ({"expected": between_the_points}, "one straight line"),
+    "the middle 90 %": ({"difference_interval": ninety}, "97.5th"),
     "a line between accuracies": ({"expected": between_accuracies}, "logits of both axes"),
     "a logit for an accuracy": ({"expected": a_logit}, "bring it back"),
     "the drop for the robustness": (

@@ -105,17 +105,17 @@ def run_photographs(arguments):
 
 
 def print_table(title: str, rows: list[dict], key: str):
-    """A line for each model and a column for each of row[key]: the figure and its interval."""
-    print(f"\n  {title:24}" + "".join(f"{name:>20}" for name in rows[0][key]))
-    for row in rows:
-        print(f"  {row['name']:24}" + "".join(cell(found).rjust(20) for found in row[key].values()))
+    """A column for each model and a line for each of row[key]: the figure and its interval."""
+    print(f"\n  {title:20}" + "".join(f"{row['name']:>23}" for row in rows))
+    for name in rows[0][key]:
+        print(f"  {name:20}" + "".join(cell(row[key][name]).rjust(23) for row in rows))
 
 
 def cell(found: dict) -> str:
     """ "97.1 (96.0–98.1)"; effective robustness with its sign."""
     if "accuracy" in found:
         return "{:.1f} ({:.1f}–{:.1f})".format(found["accuracy"], *found["interval"])
-    return "{:+.1f} ({:+.1f}–{:+.1f})".format(found["points"], *found["interval"])
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(found["points"], *found["interval"])
 
 
 def print_upbringing(figures: dict):

@@ -159,7 +159,7 @@ def fitted_line(inside, shifted, images: tuple[int, int]) -> Line:
 
 
 def effective_robustness(inside, shifted, line: Line) -> np.ndarray:
-    """Accuracy under a shift, beyond what the accuracy in domain lets expect: ρ = shifted − β(x).
+    """Accuracy under a shift, less what the line expects of the accuracy in domain: ρ = y − β(x).
 
     β is the line of ordinary supervised models (Taori et al. 2020, section 2). A model on the line
     has 0: it is better under the shift only because it is better everywhere.

@@ -60,7 +60,7 @@ def test_sweeps_print_a_line_for_each_rate(monkeypatch, capsys):
 
 def test_a_cell_has_its_interval():
     assert cell({"accuracy": 97.12, "interval": [96.0, 98.1]}) == "97.1 (96.0–98.1)"
-    assert cell({"points": 3.0, "interval": [-1.0, 7.0]}) == "+3.0 (-1.0–+7.0)"
+    assert cell({"points": 3.0, "interval": [-1.0, 7.0]}) == "+3.0 (-1.0 to +7.0)"
 
 
 @pytest.mark.parametrize("found, words", [
