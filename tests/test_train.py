@@ -93,7 +93,7 @@ def test_ten_steps_agree_with_the_dense_loss(tmp_path, every_step, monkeypatch):
     As far as it can: Muon's bfloat16 products magnify the last bit to some 3e-4 in ten steps.
     """
     config = replace(CONFIG, steps=10, eval_every=10)
-    monkeypatch.setattr("miniclip.train.bf16_is_fast", lambda device: False)
+    monkeypatch.setattr("miniclip.device.bf16_is_fast", lambda device: False)
     train(config, MODEL, tmp_path / "tiled", device="cpu")
     monkeypatch.setattr("miniclip.train.clip_loss", partial(clip_loss, backend="dense"))
     train(config, MODEL, tmp_path / "dense", device="cpu")
