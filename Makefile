@@ -75,7 +75,7 @@ experiments: $(READY)  ## labels or captions? word by word or contrast? some two
 	  > $(EXPERIMENTS)/shapes.json
 	$(BIN)miniclip robustness --data shapes --steps 800 --json > $(EXPERIMENTS)/shapes-longer.json
 	$(BIN)miniclip efficiency --sweep --steps 100 --json > $(EXPERIMENTS)/sweep-efficiency.json
-	$(BIN)miniclip efficiency --seeds 3 --json --plot $(EXPERIMENTS)/efficiency.png \
+	$(BIN)miniclip efficiency --json --plot $(EXPERIMENTS)/efficiency.png \
 	  > $(EXPERIMENTS)/efficiency.json
 	$(BIN)miniclip robustness runs/flickr8k-20min --data $(PHOTOGRAPHS) --sweep --steps 150 --json \
 	  > $(EXPERIMENTS)/sweep-photographs.json
