@@ -440,6 +440,9 @@ def efficiency_curves(figures: dict, path):
                 axis.fill_between(pairs, *zip(*(point["interval"] for point in curves[key])),
                                   color=color, alpha=0.2, lw=0)
             axis.set_xscale("log")
+            ticks = [pairs[0], pairs[len(pairs) // 2], pairs[-1]]
+            axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+            axis.minorticks_off()
             axis.set(title=title, xlabel="pairs seen", ylim=(0, 102))
         axes[0].set_ylabel("zero-shot accuracy, %")
         axes[0].legend()
