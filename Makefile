@@ -67,7 +67,7 @@ transfer: $(READY)  ## what transfers: score runs/shapes in segmentation, detect
 # What README and chapter 15 show. It needs runs/flickr8k-20min and the photographs it was trained on.
 EXPERIMENTS := $(RECORDS)/experiments
 PHOTOGRAPHS := $(or $(MINICLIP_DATA),jxie/flickr8k)
-experiments: $(READY)  ## labels or captions? word by word or contrast? some two hours on two cores
+experiments: $(READY)  ## labels or captions? word by word or contrast? more than an hour on two cores
 	@mkdir -p $(EXPERIMENTS)
 	@test -d runs/flickr8k-20min || { echo "make experiments needs make train PRESET=flickr8k-20min"; exit 1; }
 	$(BIN)miniclip robustness --data shapes --sweep --steps 200 --json > $(EXPERIMENTS)/sweep-shapes.json

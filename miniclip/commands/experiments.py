@@ -14,7 +14,7 @@ PER_CLASS = 6  # pictures of each class in a test set
 def add_training_options(command):
     """--seeds, --steps, --sweep: of every experiment."""
     command.add_argument("--seeds", type=int, metavar="N",
-                         help="train each model so many times (default 1; what we publish: 5)")
+                         help="train each model so many times (default 1)")
     command.add_argument("--steps", type=int, metavar="N",
                          help=f"optimiser steps of each model, {FEWEST} at least")
     command.add_argument("--sweep", action="store_true",

@@ -13,7 +13,7 @@ from miniclip.data.pairs import Examples, load_pairs
 from miniclip.data.sources import Source
 from miniclip.data.styled import fresh_examples
 from miniclip.device import described
-from miniclip.experiments.fit import accuracy_at, fit, looks_of, recipe, right, tokenizer_of
+from miniclip.experiments.fit import fit, looks_of, recipe, right, swept, tokenizer_of
 from miniclip.experiments.objectives import BagOfWords, Contrast, WordByWord
 from miniclip.tasks.intervals import bootstrap, mean_interval, runs_and_images
 
@@ -115,14 +115,14 @@ def sooner(pairs: list[int], fast: list[float], slow: list[float]) -> float | No
 
 def sweep(steps: int, per_class: int, device) -> dict:
     """Each objective at each learning rate, tested on other pictures with another seed."""
-    examples, rows = training_pairs(), []
+    examples = training_pairs()
     asked = fresh_examples(per_class, SWEEP_SEED, names=tuple(scenes.class_names()))
     tokenizer, shape = tokenizer_of(examples, SHAPE)
-    for name in RATES:
-        for rate in SWEPT:
-            learner = build(name, shape, tokenizer, SWEEP_SEED, examples, device)
-            rows.append({"name": name, "rate": rate, "accuracy": accuracy_at(
-                learner, examples, asked, tokenizer, shape.image_size,
-                recipe(RECIPE, rate, steps, SWEEP_SEED), f"{name}, × {rate:g}")})
+
+    def learner(name: str):
+        return build(name, shape, tokenizer, SWEEP_SEED, examples, device)
+
+    rows = swept(learner, RATES, SWEPT, examples, asked, tokenizer, shape.image_size,
+                 recipe(RECIPE, 1.0, steps, SWEEP_SEED))
     return {"data": "shapes", "steps": steps, "images": len(asked.labels),
             "machine": described(device), "rows": rows}

@@ -110,6 +110,18 @@ def with_interval(values: list) -> dict:
             "interval": [round(max(0.0, low), 2), round(min(100.0, high), 2)]}
 
 
+def swept(build: Callable, names, rates, train: Examples, fresh: Examples, tokenizer: Tokenizer,
+          size: int, base: TrainConfig) -> list[dict]:
+    """Each model at each rate → {"name", "rate", "accuracy"}. build: from a name, an objective.
+
+    base: the recipe, with the steps and the seed of the sweep.
+    """
+    return [{"name": name, "rate": rate, "accuracy": accuracy_at(
+                build(name), train, fresh, tokenizer, size,
+                recipe(base, rate, base.steps, base.seed), f"{name}, × {rate:g}")}
+            for name in names for rate in rates]
+
+
 def accuracy_at(objective, examples: Examples, fresh: Examples, tokenizer: Tokenizer, size: int,
                 config: TrainConfig, title: str) -> float | None:
     """Train, then ask → accuracy in percent; None if it diverged: one point of a sweep."""

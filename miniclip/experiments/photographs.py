@@ -18,10 +18,10 @@ from miniclip.data.shifts import PHOTOGRAPHS, shifted
 from miniclip.data.sources import Source, UnknownSplit
 from miniclip.device import described
 from miniclip.experiments.fit import (
-    accuracy_at,
     fit,
     recipe,
     right,
+    swept,
     tokenizer_of,
     with_interval,
 )
@@ -112,12 +112,11 @@ def sweep(loaded, run: str, data: str, steps: int) -> dict:
     train, _, _ = photographs(data, transform.size)
     train, fresh = parted(train, 0.2, SEED)
     tokenizer, shape = tokenizer_of(train, model.config)
-    rows = []
-    for teacher in RATES:
-        for rate in SWEPT:
-            objective = build(teacher, tokenizer, shape, SEED, model.logit_scale.device)
-            rows.append({"name": teacher, "rate": rate, "accuracy": accuracy_at(
-                objective, train, fresh, tokenizer, shape.image_size,
-                recipe(RECIPE, rate, steps, SEED), f"{teacher}, × {rate:g}")})
+
+    def objective(teacher: str):
+        return build(teacher, tokenizer, shape, SEED, model.logit_scale.device)
+
+    rows = swept(objective, RATES, SWEPT, train, fresh, tokenizer, shape.image_size,
+                 recipe(RECIPE, 1.0, steps, SEED))
     return {"data": Path(data).name, "steps": steps, "images": len(fresh.labels),
             "machine": described(model.logit_scale.device), "rows": rows}

@@ -29,11 +29,11 @@ from miniclip.data.styled import (
 )
 from miniclip.device import described
 from miniclip.experiments.fit import (
-    accuracy_at,
     fit,
     looks_of,
     recipe,
     right,
+    swept,
     tokenizer_of,
     with_interval,
 )
@@ -145,14 +145,15 @@ def brought_up(upbringing: Upbringing, examples: Examples, sets: dict, seed: int
     objective = build(upbringing.teacher, tokenizer, shape, styles, seed, device)
 
     def look(step: int) -> dict:
-        return {"step": step} | {name: float(right(objective, asked).mean())
-                                 for name, asked in sets.items()}
+        return {name: right(objective, asked) for name, asked in sets.items()}
 
-    points = fit(objective, examples, tokenizer, shape.image_size,
-                 recipe(RECIPE, RATES[upbringing.teacher], steps, seed),
-                 looks_of(LOOKS, STEPS, steps), look, f"{upbringing.name}, seed {seed}")
-    return {"points": points,
-            "right": {name: right(objective, asked) for name, asked in sets.items()},
+    looks = looks_of(LOOKS, STEPS, steps)
+    found = fit(objective, examples, tokenizer, shape.image_size,
+                recipe(RECIPE, RATES[upbringing.teacher], steps, seed), looks, look,
+                f"{upbringing.name}, seed {seed}")
+    points = [{"step": step} | {name: float(hits.mean()) for name, hits in at.items()}
+              for step, at in zip(looks, found, strict=True)]
+    return {"points": points, "right": found[-1],
             "never labelled": never_labelled(objective, per_class)}
 
 
@@ -217,14 +218,14 @@ def sweep(steps: int, per_class: int, device) -> dict:
 
     Neither the seed nor the pictures are those of the experiment.
     """
-    examples, rows = training_examples(EXAMPLES, SWEEP_SEED, ONE_STYLE), []
+    examples = training_examples(EXAMPLES, SWEEP_SEED, ONE_STYLE)
     tokenizer, shape = tokenizer_of(examples, SHAPE)
     fresh = fresh_examples(2 * per_class, SWEEP_SEED)
-    for teacher in RATES:
-        for rate in SWEPT:
-            objective = build(teacher, tokenizer, shape, ONE_STYLE, SWEEP_SEED, device)
-            rows.append({"name": teacher, "rate": rate, "accuracy": accuracy_at(
-                objective, examples, fresh, tokenizer, shape.image_size,
-                recipe(RECIPE, rate, steps, SWEEP_SEED), f"{teacher}, × {rate:g}")})
+
+    def objective(teacher: str):
+        return build(teacher, tokenizer, shape, ONE_STYLE, SWEEP_SEED, device)
+
+    rows = swept(objective, RATES, SWEPT, examples, fresh, tokenizer, shape.image_size,
+                 recipe(RECIPE, 1.0, steps, SWEEP_SEED))
     return {"data": "shapes", "steps": steps, "images": len(fresh.labels),
             "machine": described(device), "rows": rows}

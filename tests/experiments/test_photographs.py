@@ -77,7 +77,7 @@ def test_the_runs_row_is_zero_shot_on_the_test_split(run, data, folder):
 def test_the_sweep_asks_a_fifth_of_the_training_set(run, data, monkeypatch):
     tested = []
     monkeypatch.setattr(photographs, "SWEPT", (1.0,))
-    monkeypatch.setattr(photographs, "accuracy_at",
+    monkeypatch.setattr("miniclip.experiments.fit.accuracy_at",
                         lambda _, seen, asked, *__: tested.append((seen, asked)) or 50.0)
     found = sweep(miniclip.load(run), run, data, steps=2)
     assert found["images"] == 14 and [row["name"] for row in found["rows"]] == [
