@@ -137,10 +137,12 @@ bench: $(BENCH)  ## tokenizer, training, features, search beside peers; the loss
 	$(BIN)python tests/benchmarks/bench_pretrained.py
 	$(BIN)python tests/benchmarks/bench_search.py
 	$(BIN)python $(KERNEL_BENCH)/bench_launch.py
+	$(BIN)python $(KERNEL_BENCH)/bench_uses.py
 	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py
 
 bench-gpu: $(READY)  ## the kernel beside its peers on a CUDA GPU, into kernels/results
 	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py --gpu $(ARGS)
+	$(BIN)python $(KERNEL_BENCH)/bench_uses.py --gpu
 
 tune-gpu: $(READY)  ## which tile sizes are fastest on this CUDA GPU, into kernels/results/tiles
 	$(BIN)python $(KERNEL_BENCH)/tune_clip_loss.py $(ARGS)

@@ -430,20 +430,22 @@ def photographs_bars(figures: dict, path):
 
 def efficiency_curves(figures: dict, path):
     """efficiency's figures → accuracy over pairs seen, of each objective, with intervals."""
-    with drawing(path, 1, 2, figsize=(9, 3.8), sharey=True) as axes:
-        for axis, key, title in zip(axes, ("all", "held_out"),
-                                    ("all hundred combinations", "the twenty never shown")):
+    titles = list(next(iter(figures["curves"].values())))
+    with drawing(path, 1, len(titles), figsize=(0.6 + 4.2 * len(titles), 3.8), sharey=True,
+                 squeeze=False) as (axes,):
+        for axis, title in zip(axes, titles):
             for (name, curves), color in zip(figures["curves"].items(), (GRAY, ORANGE, BLUE)):
-                pairs = [point["pairs"] for point in curves[key]]
-                axis.plot(pairs, [point["accuracy"] for point in curves[key]], "o-", ms=3,
+                pairs = [point["pairs"] for point in curves[title]]
+                axis.plot(pairs, [point["accuracy"] for point in curves[title]], "o-", ms=3,
                           color=color, label=name)
-                axis.fill_between(pairs, *zip(*(point["interval"] for point in curves[key])),
+                axis.fill_between(pairs, *zip(*(point["interval"] for point in curves[title])),
                                   color=color, alpha=0.2, lw=0)
+            mark(axis, 100 / figures["classes"], "chance")
             axis.set_xscale("log")
             ticks = [pairs[0], pairs[len(pairs) // 2], pairs[-1]]
             axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axis.minorticks_off()
-            axis.set(title=title, xlabel="pairs seen", ylim=(0, 102))
+            axis.set(title=title, xlabel="pairs seen", ylim=(0, None))
         axes[0].set_ylabel("zero-shot accuracy, %")
         axes[0].legend()
 

@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .backends import Labels
+from .backends import Labels, Needs
+
+
+def autocast_is_on(device: str) -> bool:
+    """For this kind of device; there is none for "meta"."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device: str):
     """A context that turns autocast off; an empty one if it is off, as that saves microseconds."""
-    if torch.is_autocast_enabled(device):
+    if autocast_is_on(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
@@ -35,19 +40,31 @@ def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset
 
 
 def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], label_offset: int,
-             both: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """saved: I, T, the scale, r and c → the gradients of I (M, D), T (N, D) and the scale ()."""
+             both: bool, backend: str, needs: list[bool]) -> list[Tensor | None]:
+    """saved: I, T, the scale, r and c → the gradients of I (M, D), T (N, D) and the scale ().
+
+    needs: which of the three are wanted; the others are None.
+    """
     I, T, scale, r, c = saved  # noqa: E741
     with without_autocast(I.device.type):
         run = backends.module(backends.choose(backend, I, len(T)))
-        return run.backward(upstream, I, T, scale, r, c, Labels(label_offset, both, *ids))
+        labels = Labels(label_offset, both, *ids)
+        return run.backward(upstream, I, T, scale, r, c, labels, Needs(*needs))
+
+
+def backward_for_operator(upstream: Tensor, saved: list[Tensor], ids: list[Tensor],
+                          label_offset: int, both: bool, backend: str,
+                          needs: list[bool]) -> list[Tensor]:
+    """`backward` with only the gradients that are wanted: an operator can't give None."""
+    found = backward(upstream, saved, ids, label_offset, both, backend, needs)
+    return [gradient for gradient, wanted in zip(found, needs) if wanted]
 
 
 NAMESPACE = __package__.replace(".", "_")  # a vendored copy has operators of its own
 forward_operator = torch.library.custom_op(
     f"{NAMESPACE}::clip_loss_forward", forward, mutates_args=())
 backward_operator = torch.library.custom_op(
-    f"{NAMESPACE}::clip_loss_backward", backward, mutates_args=())
+    f"{NAMESPACE}::clip_loss_backward", backward_for_operator, mutates_args=())
 
 
 @forward_operator.register_fake
@@ -58,9 +75,8 @@ def _(I, T, scale, ids, label_offset, both, backend):  # noqa: E741
 
 
 @backward_operator.register_fake
-def _(upstream, saved, ids, label_offset, both, backend):
-    I, T, scale, *_ = saved  # noqa: E741
-    return I.new_empty(I.shape), T.new_empty(T.shape), scale.new_empty(scale.shape)
+def _(upstream, saved, ids, label_offset, both, backend, needs):
+    return [given.new_empty(given.shape) for given, wanted in zip(saved, needs) if wanted]
 
 
 class Loss(torch.autograd.Function):
@@ -80,6 +96,10 @@ class Loss(torch.autograd.Function):
         I, T, scale, r, c, *ids = ctx.saved_tensors  # noqa: E741
         # Grad mode is on only for gradients of gradients. The operator refuses those.
         compiled = torch.compiler.is_compiling() or torch.is_grad_enabled()
-        run = backward_operator if compiled else backward
-        dI, dT, ds = run(upstream, [I, T, scale, r, c], ids, *ctx.settings)
+        needs = list(ctx.needs_input_grad[:3])
+        if compiled:
+            made = iter(backward_operator(upstream, [I, T, scale, r, c], ids, *ctx.settings, needs))
+            dI, dT, ds = (next(made) if wanted else None for wanted in needs)
+        else:
+            dI, dT, ds = backward(upstream, [I, T, scale, r, c], ids, *ctx.settings, needs)
         return dI, dT, ds, None, None, None

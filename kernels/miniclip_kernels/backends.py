@@ -2,11 +2,14 @@
 
 A backend is a module with two functions ("dense" alone is a function that autograd follows):
 
-    forward(I, T, scale, labels)                   → loss (), r (M,), c (N,) (or (0,) for rows)
-    backward(upstream, I, T, scale, r, c, labels)  → dI (M, D), dT (N, D), ds ()
+    forward(I, T, scale, labels)                          → loss (), r (M,), c (N,) or (0,)
+    backward(upstream, I, T, scale, r, c, labels, needs)  → dI (M, D), dT (N, D), ds ()
+    logsumexps(I, T, scale, labels)                       → r (M,), c (N,) of these rows alone
 
-Loss and ds have the dtype of the scale. r and c are a backend's own: only its `backward` reads
-them, and Triton's are in base 2.
+Loss and ds have the dtype of the scale. r and c are logarithms to the BASE that the module names;
+Triton's are in base 2. `logsumexps` is for several processes (distributed.py); "numpy" has none.
+`needs` says which gradients somebody wants. The others may be None, and should cost nothing: in
+LiT, or with features computed beforehand, one side is frozen.
 
 To add one: write the module, name it in `module` and BACKENDS (and in TRITON if it needs Triton),
 refuse in `check` what it can't take, and add its name to the lists of tests/kernels/test_parity.py
@@ -14,6 +17,7 @@ and test_clip_loss.py. `best` decides when "auto" uses it.
 """
 
 import importlib.util
+import math
 import warnings
 from functools import cache
 from typing import NamedTuple
@@ -22,8 +26,9 @@ import torch
 from torch import Tensor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # once: torch.compile can't look
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TRITON = ("triton", "blocks", "hopper")  # need the package triton
-BACKENDS = ("auto", *TRITON, "tiled", "dense", "numpy")
+BACKENDS = ("auto", *TRITON, "chunked", "tiled", "dense", "numpy")
 
 TRITON_FEATURES = 2048  # D, at most
 HOPPER_FEATURES = 512  # D, at most: a block of I has to fit into shared memory
@@ -47,6 +52,17 @@ class Labels(NamedTuple):
         return Labels(offset, self.both, self.image_ids[rows], self.text_ids[columns])
 
 
+class Needs(NamedTuple):
+    """Which gradients are wanted: an argument of every backward pass."""
+
+    images: bool
+    texts: bool
+    scale: bool
+
+
+EVERY_GRADIENT = Needs(True, True, True)
+
+
 def module(backend: str):
     """The backend's module. Triton is imported only where it is used."""
     if backend == "triton":
@@ -55,6 +71,8 @@ def module(backend: str):
         from . import triton_blocks as found
     elif backend == "hopper":
         from . import triton_hopper as found
+    elif backend == "chunked":
+        from . import chunked as found
     elif backend == "tiled":
         from . import tiled as found
     else:
@@ -81,43 +99,71 @@ def choose(backend: str, features: Tensor, N: int) -> str:
 def best(features: Tensor, N: int) -> str:
     """The fastest backend, or nearly, for these M features and N others, as measured on an H200."""
     M, D = features.shape
-    if not (features.is_cuda and HAS_TRITON):
+    if features.device.type == "cpu":
         return "tiled"
+    if not (features.is_cuda and HAS_TRITON):
+        return "chunked"
     from .triton_tiles import INTERPRETED, architecture
 
     capability = architecture(features.device)
     if INTERPRETED or capability < (8, 0):  # older GPUs have too little shared memory
-        return "tiled"
+        return "chunked"
     if features.dtype == torch.float64 or D > TRITON_FEATURES:
-        return "tiled"
-    if D <= FEW_FEATURES or M * N * D <= FEW_OPERATIONS:
-        return "triton"
+        return "chunked"
+    few = D <= FEW_FEATURES or M * N * D <= FEW_OPERATIONS
+    found = "triton" if few else "blocks"
+    if torch.version.hip:  # AMD's GPUs: nothing here was ever run on one
+        return found if works(found, features.device, features.dtype, "chunked") else "chunked"
     fits = capability[0] == 9 and features.itemsize == 2 and D <= HOPPER_FEATURES
-    return "hopper" if fits and has_hopper(features.device) else "blocks"
+    if few or not fits:
+        return found
+    return "hopper" if works("hopper", features.device, features.dtype, found) else found
 
 
 @cache
-def has_hopper(device) -> bool:
-    """Whether this version of Triton can run "hopper"; if not, warn once.
+def works(backend: str, device, dtype, otherwise: str) -> bool:
+    """Whether this backend finds on this device what plain PyTorch finds; if not, warn once.
 
-    "hopper" is written in Gluon, which is experimental: another version may not import or compile
-    it. The test is to run the smallest possible input.
+    For what may fail: "hopper" is written in Gluon, which is experimental, so another version of
+    Triton may not import or compile it; and other vendors' GPUs. The test takes a fraction of a
+    second once everything is compiled. otherwise: what is used instead, for the warning.
     """
     try:
-        features = torch.ones(1, 16, dtype=torch.bfloat16, device=device)
-        scale, labels = torch.ones((), device=device), Labels(label_offset=0, both=True)
-        hopper = module("hopper")
-        _, r, c = hopper.forward(features, features, scale, labels)
-        hopper.backward(scale, features, features, scale, r, c, labels)
-        return True
+        worst = difference(backend, device, dtype)
+        if worst <= 1:
+            return True
+        reason = f"its results are {worst:.3g} times as far from plain PyTorch's as is allowed"
     except Exception as error:  # Triton's compiler raises many kinds
-        import triton
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    import triton
 
-        reason = " ".join(str(error).split())[:200]
-        warnings.warn(f"backend 'hopper' does not work with triton {triton.__version__} "
-                      f"({type(error).__name__}: {reason}); 'blocks' is used instead",
-                      RuntimeWarning, stacklevel=2)
-        return False
+    warnings.warn(f"backend {backend!r} does not work with triton {triton.__version__} ({reason}); "
+                  f"{otherwise!r} is used instead", RuntimeWarning, stacklevel=2)
+    return False
+
+
+def difference(backend: str, device, dtype) -> float:
+    """Loss and gradients of 150 pairs, beside "dense" in float32: the largest difference over what
+    is allowed, 1 % of the largest entry (of 16 bits; 0.01 % of 32).
+    """
+    from .dense import dense_loss
+
+    generator = torch.Generator().manual_seed(0)
+    I, T = (torch.randn(150, 48, generator=generator) / 48**0.5 for _ in range(2))  # noqa: E741
+    I, T = (x.to(device, dtype) for x in (I, T + I))  # noqa: E741
+    ids = torch.arange(150, device=device) // 2
+    labels, scale = Labels(0, True, ids, ids), torch.full((), 9.0, device=device)
+    with torch.enable_grad():  # it may be off: this is asked within a forward pass
+        leaves = [x.detach().float().requires_grad_() for x in (I, T, scale)]
+        loss = dense_loss(*leaves, labels)
+        expected = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    run = module(backend)
+    loss, r, c = run.forward(I, T, scale, labels)
+    found = [loss, *run.backward(torch.ones_like(scale), I, T, scale, r, c, labels)]
+    allowed = 1e-2 if dtype.itemsize == 2 else 1e-4
+    ratios = [((x.float() - y).abs().max() / (allowed * y.abs().max())).item()
+              for x, y in zip(found, expected, strict=True)]
+    return max(float("inf") if math.isnan(ratio) else ratio for ratio in ratios)
 
 
 def check(backend: str, features: Tensor):

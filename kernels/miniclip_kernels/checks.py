@@ -5,8 +5,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from .backends import DTYPES
+
 DIRECTIONS = ("both", "rows")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_input(image_features, text_features, logit_scale, label_offset, direction):
@@ -64,6 +65,32 @@ def check_scale(logit_scale):
     if logit_scale <= 0 or logit_scale > 3e38:  # NaN may pass: NaN in gives NaN out
         raise ValueError("logit_scale is the multiplier: finite and positive; got "
                          f"{str(logit_scale)[:20]}")
+
+
+def check_group(group, direction, backend):
+    """ValueError for what several processes can't do together."""
+    if not hasattr(group, "group_name"):
+        raise ValueError("group must be a torch.distributed.ProcessGroup, such as "
+                         f"torch.distributed.group.WORLD; got {group!r}")
+    if direction != "both":
+        raise ValueError(f"direction {direction!r} has no group: each process can do it alone")
+    if backend in ("dense", "numpy"):
+        raise ValueError(f"backend {backend!r} is for one process; auto, chunked, tiled and "
+                         "Triton's take a group")
+
+
+def process_group(group, rank, world_size):
+    """The group, or that of all processes. ValueError if it isn't as large as somebody believes."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(f"world_size {world_size} needs torch.distributed.init_process_group()")
+    group = dist.group.WORLD if group is None else group
+    found = dist.get_rank(group), dist.get_world_size(group)
+    if found != (rank, world_size):
+        raise ValueError(f"rank {rank} of {world_size} was said, but this is rank {found[0]} of "
+                         f"{found[1]} in torch.distributed")
+    return group
 
 
 def check_ids(image_features, text_features, image_ids, text_ids):

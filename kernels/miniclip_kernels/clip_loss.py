@@ -10,23 +10,25 @@ towards the diagonal (Radford et al. 2021, arXiv 2103.00020, Figure 3):
 The computation is in `reference` (the equations), `tiled` (PyTorch), `triton_loss` (the kernels),
 `triton_blocks` (another backward pass) and `triton_hopper` (both passes for one kind of GPU).
 `backends` chooses among them, `checks` refuses bad input, `autograd` connects them to PyTorch.
+`distributed` is for several processes.
 """
 
 import torch
 from torch import Tensor, nn
 
-from .autograd import Loss
+from .autograd import Loss, autocast_is_on
 from .backends import Labels, check_name
-from .checks import check_ids, check_input
+from .checks import check_group, check_ids, check_input, process_group
 from .dense import dense_loss
 
 
 def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, direction="both",
-              image_ids=None, text_ids=None, backend="auto"):
+              image_ids=None, text_ids=None, backend="auto", group=None, ring=False):
     """Cross-entropy of every image among all texts, and of every text among all images → scalar.
 
     Args:
-        image_features: (M, D), float32, bfloat16, float16 or float64; any strides.
+        image_features: (M, D), float32, bfloat16, float16 or float64; any strides. Under autocast
+            they are cast to its type, as for every matrix product there (float64 is not).
         text_features: (N, D), same dtype and device.
         logit_scale: the multiplier itself, not its logarithm: a positive float or a scalar tensor,
             which receives its gradient.
@@ -37,6 +39,11 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
         text_ids: int64 (N,), which image a column comes from. An entry whose two ids are equal is
             left out of both denominators, unless it is the labelled pair: another caption of the
             same image is not a wrong answer. If M = N, one of the two arguments is enough.
+        group: of torch.distributed, such as `torch.distributed.group.WORLD`. Every process of it
+            brings M pairs (direction "both", M = N), and gets its share of the loss of all: the
+            mean over the processes is that loss, and so are the means of the gradients. If they
+            multiply it by different factors, these must be positive. Not for "dense" and "numpy".
+        ring: with a group, send texts round instead of gathering them: less memory, more traffic.
         backend: one of
 
             | name     | runs on                                      | products | M × N storage  |
@@ -44,13 +51,15 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
             | "triton" | CUDA; CPU with TRITON_INTERPRET=1; D ≤ 2048  | 5 or more | nothing       |
             | "blocks" | the same                                     | 4        | up to 128 MiB  |
             | "hopper" | compute capability 9, 16 bits, D ≤ 512       | 4        | up to 128 MiB  |
-            | "tiled"  | any device                                   | 4        | a tile         |
+            | "chunked" | any device, made for accelerators           | 4        | up to 256 MiB  |
+            | "tiled"  | any device, made for CPUs                    | 4        | a tile         |
             | "dense"  | any device: plain PyTorch                    | 3        | all of it      |
             | "numpy"  | CPU, float64: the reference                  | 3        | all of it      |
 
             or "auto". On CUDA with compute capability 8.0 or higher, "auto" is "triton" if D ≤ 64
             or M·N·D ≤ 2²⁸ (724 pairs of 512 features). Above, it is "hopper", or "blocks" where
-            "hopper" can't run. Elsewhere it is "tiled". A named backend that can't run raises.
+            "hopper" can't run. On other accelerators, and for float64 or D > 2048, it is "chunked",
+            on a CPU "tiled". A named backend that can't run raises.
 
     Returns:
         The loss, a scalar in float32 (float64 for float64 features), under autocast too.
@@ -66,33 +75,79 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     Source: Radford et al. 2021, arXiv 2103.00020, section 2.3 and Figure 3.
     """
     check_name(backend)
-    check_input(image_features, text_features, logit_scale, label_offset, direction)
-    ids = check_ids(image_features, text_features, image_ids, text_ids)
-    wide = torch.promote_types(image_features.dtype, torch.float32)
-    if isinstance(logit_scale, Tensor):
-        scale = logit_scale.to(image_features.device, wide).reshape(())
+
+    def checked():
+        I, T = map(as_autocast_would, (image_features, text_features))  # noqa: E741
+        check_input(I, T, logit_scale, label_offset, direction)
+        return I, T, *check_ids(I, T, image_ids, text_ids)
+
+    if group is not None:
+        from .distributed import DistributedLoss, checked_by_all  # not in every build of PyTorch
+
+        check_group(group, direction, backend)
+        I, T, image_ids, text_ids = checked_by_all(group, checked)  # noqa: E741
+        loss, settings = DistributedLoss, (backend, group.group_name, ring)
     else:
-        scale = torch.full((), float(logit_scale), dtype=wide, device=image_features.device)
-    both = direction == "both"
+        I, T, image_ids, text_ids = checked()  # noqa: E741
+        loss, settings = Loss, (label_offset, direction == "both", backend)
+    scale = scale_tensor(logit_scale, I)
     if backend == "dense":
-        return dense_loss(image_features, text_features, scale, Labels(label_offset, both, *ids))
-    settings = label_offset, both, backend
-    return Loss.apply(image_features, text_features, scale, settings, *ids)
+        labels = Labels(label_offset, direction == "both", image_ids, text_ids)
+        return dense_loss(I, T, scale, labels)
+    return loss.apply(I, apart(T, I), scale, settings, image_ids, apart(text_ids, image_ids))
+
+
+def as_autocast_would(features):
+    """Features as a matrix product would get them here: under autocast in its type."""
+    castable = (isinstance(features, Tensor) and features.is_floating_point()
+                and features.dtype != torch.float64)  # which autocast leaves alone
+    if not castable or not autocast_is_on(features.device.type):
+        return features
+    return features.to(torch.get_autocast_dtype(features.device.type))
+
+
+def scale_tensor(logit_scale, features):
+    """The scale as a tensor (), on the features' device, float32 (float64 for float64)."""
+    wide = torch.promote_types(features.dtype, torch.float32)
+    if isinstance(logit_scale, Tensor):
+        return logit_scale.to(features.device, wide).reshape(())
+    if torch.compiler.is_compiling():  # a product, so that another number is no other graph
+        return torch.ones((), dtype=wide, device=features.device) * logit_scale
+    return torch.full((), float(logit_scale), dtype=wide, device=features.device)
+
+
+def apart(tensor, other):
+    """The tensor, or a view of it if it is `other`: torch.compile can't tell the two apart."""
+    return tensor.view_as(tensor) if tensor is not None and tensor is other else tensor
 
 
 class ClipLoss(nn.Module):
-    """The loss as a module, with the call signature of open_clip's class of the same name.
+    """The loss as a module, with the signature of open_clip's class of the same name.
 
-    With world_size > 1, torch.distributed must be initialised. Every process holds M pairs,
-    numbered from rank · M; M is the same in all. Each process compares its own images with all
-    texts, and its own texts with all images. The gradient flows back to the process that a column
-    came from. The mean over the processes is the loss of the whole batch. (This is open_clip's
-    local_loss with gather_with_grad, the only mode here.)
+    With world_size > 1, torch.distributed must be initialised. Every process holds M pairs, and M
+    is the same in all. Each compares its own images with all texts, and its own texts with all
+    images. The mean over the processes is the loss of the whole batch, and the mean of the
+    gradients that of its gradients: what open_clip gives with local_loss and gather_with_grad,
+    which is the only mode here. (Its default, without them, has features' gradients that are
+    world_size times smaller.)
+
+    Args:
+        local_loss, gather_with_grad, cache_labels: accepted, and without effect.
+        rank, world_size: this process's number, and how many there are.
+        use_horovod: must be False.
+        backend, ring: as of `clip_loss`.
+        group: torch.distributed's; None: that of all processes.
     """
 
-    def __init__(self, *, rank: int = 0, world_size: int = 1, backend: str = "auto"):
+    def __init__(self, local_loss: bool = False, gather_with_grad: bool = False,
+                 cache_labels: bool = False, rank: int = 0, world_size: int = 1,
+                 use_horovod: bool = False, *, backend: str = "auto", group=None,
+                 ring: bool = False):
         super().__init__()
+        if use_horovod:
+            raise ValueError("use_horovod: Horovod is not supported; torch.distributed is")
         self.rank, self.world_size, self.backend = rank, world_size, backend
+        self.group, self.ring = group, ring
 
     def forward(self, image_features, text_features, logit_scale, logit_bias=None,
                 output_dict=False):
@@ -102,19 +157,9 @@ class ClipLoss(nn.Module):
         gradient of zero, since DistributedDataParallel waits for one.
         """
         logit_scale = logit_scale if logit_bias is None else logit_scale + 0 * logit_bias
-        if self.world_size == 1:
-            loss = clip_loss(image_features, text_features, logit_scale, backend=self.backend)
-        else:
-            from torch.distributed.nn.functional import all_gather
-
-            # Before any collective: a process that fails later leaves the others waiting.
-            check_name(self.backend)
-            check_input(image_features, text_features, logit_scale, 0, "both")
-            offset = self.rank * len(image_features)
-            every_image, every_text = (
-                torch.cat(all_gather(x.contiguous())) for x in (image_features, text_features))
-            loss = sum(
-                clip_loss(own, all_, logit_scale, label_offset=offset, direction="rows",
-                          backend=self.backend)
-                for own, all_ in ((image_features, every_text), (text_features, every_image))) / 2
+        group = None
+        if self.world_size > 1:
+            group = process_group(self.group, self.rank, self.world_size)
+        loss = clip_loss(image_features, text_features, logit_scale, backend=self.backend,
+                         group=group, ring=self.ring)
         return {"contrastive_loss": loss} if output_dict else loss

@@ -3,13 +3,15 @@
 import torch
 import torch.nn.functional as F
 
+from .autograd import without_autocast
+
 
 def dense_loss(I, T, scale, labels):  # noqa: E741
     """The loss (), through PyTorch's own autograd.
 
     Call backward() outside autocast, as PyTorch asks. Inside, the backward products are rounded.
     """
-    with torch.autocast(I.device.type, enabled=False):
+    with without_autocast(I.device.type):
         S = scale * (I @ T.T).to(scale.dtype)  # (M, N); sums of exponentials need float32
         truth = torch.arange(len(I), device=I.device) + labels.label_offset  # (M,)
         if labels.image_ids is not None:

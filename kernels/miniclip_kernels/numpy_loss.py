@@ -3,6 +3,7 @@
 import torch
 
 from . import reference
+from .backends import EVERY_GRADIENT
 
 
 def forward(I, T, scale, labels):  # noqa: E741
@@ -11,11 +12,14 @@ def forward(I, T, scale, labels):  # noqa: E741
     return loss.to(scale), scale.new_zeros(len(I)), scale.new_zeros(len(T) if labels.both else 0)
 
 
-def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
-    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ()."""
+def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT):  # noqa: E741
+    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ().
+
+    All three are computed; what `needs` leaves out is None.
+    """
     _, *gradients = run(I, T, scale, labels)
-    return tuple((upstream * found.to(upstream)).to(given)
-                 for found, given in zip(gradients, (I, T, scale)))
+    return tuple((upstream * found.to(upstream)).to(given) if wanted else None
+                 for found, given, wanted in zip(gradients, (I, T, scale), needs))
 
 
 def run(I, T, scale, labels):  # noqa: E741

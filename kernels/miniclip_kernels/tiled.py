@@ -8,22 +8,47 @@ and discarded. There are two passes over the tiles:
 
 (P, Q and δ as in `reference`; with direction "rows" G = P − δ.) That is 4 matrix products where
 plain PyTorch needs 3. From about two thousand pairs on it is still faster: plain PyTorch moves
-M × N numbers to memory and back a dozen times.
+M × N numbers to memory and back a dozen times. Where only one side wants a gradient, the backward
+pass has 2 products.
 """
+
+import math
 
 import torch
 
+from .backends import EVERY_GRADIENT
+from .products import add_product, boost, product
+
 TILE = 512
+BASE = math.e  # of r and c
 
 
-def forward(I, T, scale, labels):  # noqa: E741
-    """→ loss (), r (M,), c (N,) (or (0,) if not `both`), in float32, or float64 for float64."""
+def forward(I, T, scale, labels, tile=None):  # noqa: E741
+    """→ loss (), r (M,), c (N,) (or (0,) if not `both`), in float32, or float64 for float64.
+
+    tile: rows and columns of a tile; TILE if None. `chunked` has its own.
+    """
+    r, c, positives = pass_over_tiles(I, T, scale, labels, tile or TILE)
+    loss = (r - positives).mean()
+    if labels.both:
+        loss = (loss + (c - positives).mean()) / 2
+    return loss, r, c
+
+
+def logsumexps(I, T, scale, labels, tile=None):  # noqa: E741
+    """→ r (M,), c (N,) of these rows alone, of any M and N, as `forward`."""
+    r, c, _ = pass_over_tiles(I, T, scale, labels, tile or TILE)
+    return r, c
+
+
+def pass_over_tiles(I, T, scale, labels, tile):  # noqa: E741
+    """→ r (M,), c (N,) or (0,), and S at the labelled pairs (M,), where they are columns of T."""
     label_offset, both = labels.label_offset, labels.both
     wide, M, N = scale.dtype, len(I), len(T)
     r = I.new_full((M,), -torch.inf, dtype=wide)
     c = I.new_full((N if both else 0,), -torch.inf, dtype=wide)
-    positives = I.new_empty(M, dtype=wide)  # S at the labelled pairs
-    for rows, columns in tiles(M, N):
+    positives = I.new_empty(M, dtype=wide)
+    for rows, columns in tiles(M, N, tile):
         S = similarities(I, T, scale, rows, columns, labels)
         r[rows] = torch.logaddexp(r[rows], S.logsumexp(1))
         if both:
@@ -31,39 +56,53 @@ def forward(I, T, scale, labels):  # noqa: E741
         found = S.diagonal(diagonal(rows, columns, label_offset))
         first = max(rows.start, columns.start - label_offset)  # the first image with its text here
         positives[first:first + len(found)] = found
-    loss = (r - positives).mean()
-    if both:
-        loss = (loss + (c - positives).mean()) / 2
-    return loss, r, c
+    for sums in (r, c):  # an infinite similarity leaves no probabilities
+        sums.masked_fill_(sums == torch.inf, torch.nan)
+    return r, c, positives
 
 
-def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
-    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ()."""
-    label_offset, both = labels.label_offset, labels.both
-    directions = 2 if both else 1
-    dI, dT = (torch.zeros_like(x, dtype=scale.dtype, memory_format=torch.contiguous_format)
-              for x in (I, T))
-    for rows, columns in tiles(len(I), len(T)):
+def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT, tile=None):  # noqa: E741
+    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ().
+
+    What `needs` leaves out is None, and costs nothing. ds comes from either side.
+    """
+    tile, directions, wide = tile or TILE, 2 if labels.both else 1, scale.dtype
+    narrow = wide if I.device.type == "cpu" else I.dtype  # of the products' factors
+    from_images = needs.images or not needs.texts
+    sum_I, sum_T = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format)
+                    if wanted else None for x, wanted in ((I, from_images), (T, needs.texts)))
+    for rows, columns in tiles(len(I), len(T), tile):
         S = similarities(I, T, scale, rows, columns, labels)
-        G = (S - r[rows, None]).exp_()  # P
-        if both:
-            G += S.sub_(c[columns]).exp_()  # + Q
-        G.diagonal(diagonal(rows, columns, label_offset)).sub_(directions)
-        dI[rows].addmm_(G, T[columns].to(G.dtype))
-        dT[columns].addmm_(G.T, I[rows].to(G.dtype))
-    factor = upstream / (len(I) * directions)
-    ds = torch.zeros_like(scale)  # Σ G ∘ I Tᵀ = Σ_i ⟨(G T)_i, I_i⟩
-    for i in range(0, len(I), TILE):  # some rows at a time: vecdot stores all its products
-        ds += torch.linalg.vecdot(dI[i:i + TILE], I[i:i + TILE].to(dI.dtype)).sum()
-    ds *= factor
-    return dI.mul_(scale * factor).to(I.dtype), dT.mul_(scale * factor).to(T.dtype), ds
+        G = (S - r[rows, None]).clamp_(max=0).exp_()  # P: above 0 there is only rounding
+        if labels.both:
+            G += S.sub_(c[columns]).clamp_(max=0).exp_()  # + Q
+        G.diagonal(diagonal(rows, columns, labels.label_offset)).sub_(directions)
+        if narrow != wide:
+            G = G.mul_(boost(narrow)).to(narrow)
+        if from_images:
+            add_product(sum_I[rows], G, T[columns].to(narrow))
+        if needs.texts:
+            add_product(sum_T[columns], G.T, I[rows].to(narrow))
+    factor = upstream / (len(I) * directions) / boost(narrow)
+    ds = share_of_scale(sum_I, I, tile) if from_images else share_of_scale(sum_T, T, tile)
+    dI = sum_I.mul_(scale * factor).to(I.dtype) if needs.images else None
+    dT = sum_T.mul_(scale * factor).to(T.dtype) if needs.texts else None
+    return dI, dT, ds * factor
 
 
-def tiles(M, N):
+def share_of_scale(sums, A, tile):
+    """Σ G ∘ I Tᵀ = Σ_i ⟨(G T)_i, I_i⟩, or the same of the texts: sums (M, D), A (M, D) → ()."""
+    total = sums.new_zeros(())
+    for i in range(0, len(A), tile):  # some rows at a time: vecdot stores all its products
+        total += torch.linalg.vecdot(sums[i:i + tile], A[i:i + tile].to(sums.dtype)).sum()
+    return total
+
+
+def tiles(M, N, tile):
     """(rows, columns) of every tile, as slices; row by row."""
-    for i in range(0, M, TILE):
-        for j in range(0, N, TILE):
-            yield slice(i, min(i + TILE, M)), slice(j, min(j + TILE, N))
+    for i in range(0, M, tile):
+        for j in range(0, N, tile):
+            yield slice(i, min(i + tile, M)), slice(j, min(j + tile, N))
 
 
 def diagonal(rows, columns, label_offset):
@@ -73,7 +112,11 @@ def diagonal(rows, columns, label_offset):
 
 def similarities(I, T, scale, rows, columns, labels):  # noqa: E741
     """One tile of S, with −inf where an entry is left out."""
-    S = (I[rows].to(scale.dtype) * scale) @ T[columns].to(scale.dtype).T
+    wide = scale.dtype
+    if I.dtype == wide or I.device.type == "cpu":  # scale the smaller matrix
+        S = (I[rows].to(wide) * scale) @ T[columns].to(wide).T
+    else:
+        S = product(I[rows], T[columns].T, wide).mul_(scale)
     if labels.image_ids is not None:
         same = labels.image_ids[rows, None] == labels.text_ids[None, columns]
         same.diagonal(diagonal(rows, columns, labels.label_offset)).fill_(False)

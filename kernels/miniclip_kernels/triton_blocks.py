@@ -23,18 +23,18 @@ the limit.
 The forward pass, the equation of G and its precision are those of `triton_loss`.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from . import triton_loss
+from .backends import EVERY_GRADIENT
+from .products import add_product, boost
 from .triton_tiles import (
     INTERPRETED,
     Matrix,
     Side,
     aligned,
     as_pairs,
-    boost,
     cdiv,
     constants,
     descriptor,
@@ -96,7 +96,7 @@ def scale_kernel(sums, A, dA, scale, upstream, weight, shares, M, stride, D: tl.
 # ------------------------------------------------------------------------------ launching
 
 
-forward = triton_loss.forward
+BASE, forward, logsumexps = triton_loss.BASE, triton_loss.forward, triton_loss.logsumexps
 
 
 def stretches(length, most) -> list[slice]:
@@ -104,14 +104,6 @@ def stretches(length, most) -> list[slice]:
     parts, unit = cdiv(length, most), min(most, 128)
     step = cdiv(cdiv(length, parts), unit) * unit
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
-
-
-def add_product(total, A, B, first):
-    """total (m, n) float32 += A (m, k) B (k, n), or = if it is the first; sums are float32."""
-    if A.is_cuda and A.dtype != total.dtype:
-        torch.addmm(total, A, B, beta=int(not first), out=total, out_dtype=total.dtype)
-    else:  # a CPU multiplies no 16-bit matrices into float32
-        torch.addmm(total, A.to(total.dtype), B.to(total.dtype), beta=int(not first), out=total)
 
 
 def scaled(sums, A, dA, scale, upstream, weight):
@@ -135,24 +127,35 @@ def write(block, I, T, scale, r, c, labels):  # noqa: E741
             constants(tile), COLUMNS=labels.both, BOOST=boost(I.dtype), **options)
 
 
-def backward(upstream, I, T, scale, r, c, labels, write=write):  # noqa: E741
+def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT,  # noqa: E741
+             write=write):
     """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ().
 
-    write: the function that fills a block of G; `triton_hopper` has its own.
+    What `needs` leaves out is None, and costs no product. write: the function that fills a block of
+    G; `triton_hopper` has its own.
     """
     A, B, (M, D), N = aligned(I), aligned(T), I.shape, len(T)  # cuBLAS takes any I, T
-    weight = mean_weight(labels, M, N) / boost(I.dtype)
+    weight = mean_weight(labels, M) / boost(I.dtype)
     vertical, horizontal = stretches(M, BLOCK), stretches(N, BLOCK * 2 // I.itemsize)
     G = I.new_empty(vertical[0].stop, cdiv(horizontal[0].stop, 16) * 16)  # as `aligned`
-    sum_I, sum_T = scale.new_empty(len(G), D), scale.new_empty(N, D)
-    dI, dT = I.new_empty(M, D), T.new_empty(N, D)
+    from_images = needs.images or not needs.texts  # without the texts' sums, ds comes from here
+    sum_I = scale.new_empty(len(G), D) if from_images else None
+    dI = I.new_empty(M, D) if from_images else None
+    sum_T, dT = (scale.new_empty(N, D), T.new_empty(N, D)) if needs.texts else (None, None)
+    shares = []
     for rows in vertical:
-        sums, own = sum_I[:rows.stop - rows.start], I[rows]
+        height, own = rows.stop - rows.start, I[rows]
         for columns in horizontal:
-            block = G[:len(sums), :columns.stop - columns.start]
+            block = G[:height, :columns.stop - columns.start]
             c_here = c[columns] if labels.both else c
             write(block, A[rows], B[columns], scale, r[rows], c_here, labels.block(rows, columns))
-            add_product(sums, block, T[columns], first=columns.start == 0)
-            add_product(sum_T[columns], block.T, own, first=rows.start == 0)
-        scaled(sums, A[rows], dI[rows], scale, upstream, weight)
-    return dI, dT, scaled(sum_T, B, dT, scale, upstream, weight).sum()  # ds: of the texts' shares
+            if from_images:
+                add_product(sum_I[:height], block, T[columns], first=columns.start == 0)
+            if needs.texts:
+                add_product(sum_T[columns], block.T, own, first=rows.start == 0)
+        if from_images:
+            shares.append(scaled(sum_I[:height], A[rows], dI[rows], scale, upstream, weight))
+    if needs.texts:
+        shares = [scaled(sum_T, B, dT, scale, upstream, weight)]
+    ds = sum(part.sum() for part in shares) if needs.scale else None
+    return dI if needs.images else None, dT, ds

@@ -45,7 +45,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import triton_blocks, triton_loss, triton_tiles
-from .triton_tiles import LOG2E, as_pairs, boost, cdiv, on
+from .products import boost
+from .triton_tiles import LOG2E, as_pairs, cdiv, on
 
 ROWS = 128  # and columns of a tile
 DEPTH = 64  # features of a stage
@@ -374,5 +375,7 @@ def write(block, I, T, scale, r, c, labels):  # noqa: E741
             gluon_tiles(block, QUARTER), BOOST=boost(I.dtype), **options_for(I, M, N, labels))
 
 
+BASE = triton_loss.BASE
 forward = partial(triton_loss.forward, sums=sums)
+logsumexps = partial(triton_loss.logsumexps, sums=sums)
 backward = partial(triton_blocks.backward, write=write)

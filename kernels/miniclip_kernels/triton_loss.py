@@ -58,6 +58,8 @@ import math
 import triton
 import triton.language as tl
 
+from .backends import EVERY_GRADIENT
+from .products import boost
 from .triton_tiles import (
     INTERPRETED,
     LOG2E,
@@ -65,7 +67,6 @@ from .triton_tiles import (
     Side,
     aligned,
     as_pairs,
-    boost,
     cdiv,
     constants,
     descriptor,
@@ -78,6 +79,7 @@ from .triton_tiles import (
     tile_and_options,
 )
 
+BASE = 2  # of r and c
 HEADROOM = 120  # bits: log₂ of the largest sum that unit vectors can give
 SMALLEST = tl.constexpr(2.0**-80)  # a smaller sum has lost terms that count
 LARGEST = tl.constexpr(2.0**126)
@@ -157,10 +159,10 @@ def logsumexp(S, first_row, sums, parts, shift, tile):
 
 @triton.jit
 def finish_kernel(I, T, scale, pairs, room, row_sums, column_sums, splits, groups,  # noqa: E741
-                  weight, r, c, losses, tile, BOTH: tl.constexpr):
-    """Sums → r (M,), c (N,), in base 2, and each block's share of the loss → losses (blocks,).
+                  weight, r, c, losses, tile, BOTH: tl.constexpr, LOSS: tl.constexpr):
+    """Sums → r (M,), c (N,), in base 2; if LOSS, each block's share of it → losses (blocks,).
 
-    Tiles are square: rows and columns change their roles.
+    Tiles are square: rows and columns change their roles. With LOSS and BOTH, M = N.
     """
     images = Side(descriptor(I, pairs.M, tile.D, tile.HEIGHT, tile.DEPTH), pairs.image_ids, pairs.M)
     texts = Side(descriptor(T, pairs.N, tile.D, tile.WIDTH, tile.DEPTH), pairs.text_ids, pairs.N)
@@ -172,16 +174,16 @@ def finish_kernel(I, T, scale, pairs, room, row_sums, column_sums, splits, group
     r_here = logsumexp(S, first, row_sums, splits, shift, tile)
     tl.store(r + rows, r_here, mask=inside)
     entropy = r_here
-    if BOTH:  # M = N: the same indices are those of columns, the rows of Sᵀ
+    if BOTH:  # the same indices are those of columns, the rows of Sᵀ
         S_T = Matrix(texts, images, -pairs.label_offset, S.scale)
         c_here = logsumexp(S_T, first, column_sums, groups, shift, tile)
-        tl.store(c + rows, c_here, mask=inside)
+        tl.store(c + rows, c_here, mask=rows < pairs.N)
         entropy += c_here
-    # The labelled pairs' similarities are the diagonal of a tile of their own.
-    positives = dot_products(S, first, first + pairs.label_offset, tile)
-    pair = (rows[:, None] == rows[None, :]) & inside[:, None]
-    loss = tl.sum(tl.where(pair, entropy[:, None] - (1 + BOTH) * positives, 0.0))
-    tl.store(losses + tl.program_id(0), loss * (weight / LOG2E))
+    if LOSS:  # the labelled pairs' similarities are the diagonal of a tile of their own
+        positives = dot_products(S, first, first + pairs.label_offset, tile)
+        pair = (rows[:, None] == rows[None, :]) & inside[:, None]
+        loss = tl.sum(tl.where(pair, entropy[:, None] - (1 + BOTH) * positives, 0.0))
+        tl.store(losses + tl.program_id(0), loss * (weight / LOG2E))
 
 
 # ------------------------------------------------------------------------------ backward
@@ -208,6 +210,11 @@ def block_gradient(S, first_row, r, c, row_slices, column_slices, dA, factor, ti
         columns = first_column + row
         c_here = tl.load(c + columns, mask=(columns < N) & COLUMNS, other=0.0)
         distance = first_row + S.label_offset - first_column
+        # No entry is above its sum, but for rounding, which grows with S: `finish` has other tiles.
+        highest = r_here[:, None] if ROWS else c_here[None, :]
+        if ROWS and COLUMNS:
+            highest = tl.minimum(highest, c_here[None, :])
+        entries = tl.minimum(entries, highest, propagate_nan=tl.PropagateNan.ALL)
         G = softmax_gradient(entries, row, row, distance, r_here, c_here, ROWS, COLUMNS)
         b = column_slices.load([first_column, first_feature])  # (WIDTH, BLOCK_D)
         gradient = tl.dot((G * BOOST).to(b.dtype), b, gradient, input_precision=tile.PRECISION)
@@ -221,11 +228,12 @@ def block_gradient(S, first_row, r, c, row_slices, column_slices, dA, factor, ti
 
 @triton.jit
 def gradient_kernel(I, T, I_slices, T_slices, scale, pairs, upstream, weight, r, c,  # noqa: E741
-                    dI, dT, scale_parts, tile, BLOCK_D: tl.constexpr,
-                    BOTH: tl.constexpr, BOOST: tl.constexpr):
-    """dI (M, D), dT (N, D) and scale_parts (blocks of I, slices), whose sum is ds.
+                    dI, dT, scale_parts, tile, BLOCK_D: tl.constexpr, BOTH: tl.constexpr,
+                    IMAGES: tl.constexpr, BOOST: tl.constexpr):
+    """dI (M, D) if IMAGES, dT (N, D), and scale_parts (blocks of I, slices), whose sum is ds.
 
-    I_slices and T_slices are I and T in tiles BLOCK_D wide. Grid (blocks of I and of T, slices).
+    I_slices and T_slices are I and T in tiles BLOCK_D wide. Grid (blocks of I and of T, slices), of
+    either alone where the other side is frozen: scale_parts are then those of the side that is not.
     One launch computes both: with few pairs, either alone leaves half of a large GPU idle.
     """
     images = Side(descriptor(I, pairs.M, tile.D, tile.HEIGHT, tile.DEPTH), pairs.image_ids, pairs.M)
@@ -233,17 +241,20 @@ def gradient_kernel(I, T, I_slices, T_slices, scale, pairs, upstream, weight, r,
     S = Matrix(images, texts, pairs.label_offset, tl.load(scale))
     I_slices = descriptor(I_slices, pairs.M, tile.D, tile.HEIGHT, BLOCK_D)
     T_slices = descriptor(T_slices, pairs.N, tile.D, tile.HEIGHT, BLOCK_D)
-    block, blocks_I = tl.program_id(0), tl.cdiv(pairs.M, tile.HEIGHT)
+    block, blocks_I = tl.program_id(0), tl.cdiv(pairs.M, tile.HEIGHT) if IMAGES else 0
+    part = scale_parts + block * tl.num_programs(1) + tl.program_id(1)
     factor = tl.load(upstream) * weight / BOOST
     if block < blocks_I:
         share = block_gradient(S, block * tile.HEIGHT, r, c, I_slices, T_slices, dI, factor, tile,
                                BLOCK_D, ROWS=True, COLUMNS=BOTH, BOOST=BOOST)
-        tl.store(scale_parts + block * tl.num_programs(1) + tl.program_id(1), share)
+        tl.store(part, share)
     else:  # rows of Sᵀ are the columns of S
         S_T = Matrix(texts, images, -pairs.label_offset, S.scale)
         first_row = (block - blocks_I) * tile.HEIGHT
-        block_gradient(S_T, first_row, c, r, T_slices, I_slices, dT, factor, tile,
-                       BLOCK_D, ROWS=BOTH, COLUMNS=True, BOOST=BOOST)
+        share = block_gradient(S_T, first_row, c, r, T_slices, I_slices, dT, factor, tile,
+                               BLOCK_D, ROWS=BOTH, COLUMNS=True, BOOST=BOOST)
+        if not IMAGES:
+            tl.store(part, share)
 
 
 # ------------------------------------------------------------------------------ launching
@@ -270,34 +281,53 @@ def forward(I, T, scale, labels, sums=sums):  # noqa: E741
 
     sums: the function that computes the lines of partial sums; `triton_hopper` has its own.
     """
+    losses, r, c = finished(I, T, scale, labels, sums, True)
+    return losses.sum(), r, c
+
+
+def logsumexps(I, T, scale, labels, sums=sums):  # noqa: E741
+    """→ r (M,), c (N,) of these rows alone, of any M and N, as `forward`."""
+    _, r, c = finished(I, T, scale, labels, sums, False)
+    return r, c
+
+
+def finished(I, T, scale, labels, sums, loss):  # noqa: E741
+    """→ each block's share of the loss (or nothing, if not `loss`), r and c."""
     M, N = len(I), len(T)
     I, T = aligned(I), aligned(T)  # noqa: E741
     room = HEADROOM - math.log2(max(M, N))  # for one exponential, in bits
     row_sums, column_sums = sums(I, T, scale, labels, room)
     tile, options = tile_and_options("finish", I, T)
     r, c = scale.new_empty(M), scale.new_empty(N if labels.both else 0)
-    losses = scale.new_empty(cdiv(M, tile.HEIGHT))
+    blocks = cdiv(M if loss or not labels.both else max(M, N), tile.HEIGHT)
+    losses = scale.new_empty(blocks if loss else 0)
     with on(I):
-        finish_kernel[len(losses),](
+        finish_kernel[blocks,](
             in_tiles(I, tile.HEIGHT, tile.DEPTH), in_tiles(T, tile.WIDTH, tile.DEPTH), scale,
             as_pairs(I, T, labels), room, row_sums, column_sums, len(row_sums), len(column_sums),
-            mean_weight(labels, M, N), r, c, losses, constants(tile), labels.both,
-            **options)
-    return losses.sum(), r, c
+            mean_weight(labels, M), r, c, losses, constants(tile), labels.both, loss, **options)
+    return losses, r, c
 
 
-def backward(upstream, I, T, scale, r, c, labels):  # noqa: E741
-    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ()."""
+def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT):  # noqa: E741
+    """upstream (): the gradient with respect to the loss → dI (M, D), dT (N, D), ds ().
+
+    What `needs` leaves out is None, and no program computes it.
+    """
     (M, D), N = I.shape, len(T)
     I, T = aligned(I), aligned(T)  # noqa: E741
     tile, options = tile_and_options("gradient", I, T)
     square, depth, wide = tile.HEIGHT, tile.DEPTH, options["BLOCK_D"]
-    blocks, slices = cdiv(M, square), cdiv(D, wide)
-    dI, dT, scale_parts = I.new_empty(M, D), T.new_empty(N, D), scale.new_empty(blocks * slices)
+    images = needs.images or not needs.texts  # ds comes from the images' programs, or the others'
+    blocks_I, blocks_T = images * cdiv(M, square), needs.texts * cdiv(N, square)
+    slices = cdiv(D, wide)
+    dI, dT = I.new_empty(M if images else 0, D), T.new_empty(N if needs.texts else 0, D)
+    scale_parts = scale.new_empty((blocks_I or blocks_T) * slices)
     with on(I):
-        gradient_kernel[blocks + cdiv(N, square), slices](
+        gradient_kernel[blocks_I + blocks_T, slices](
             in_tiles(I, square, depth), in_tiles(T, square, depth), in_tiles(I, square, wide),
             in_tiles(T, square, wide), scale, as_pairs(I, T, labels), upstream,
-            mean_weight(labels, M, N), r, c, dI, dT, scale_parts, constants(tile), BOTH=labels.both,
-            BOOST=boost(I.dtype), **options)
-    return dI, dT, scale_parts.sum()
+            mean_weight(labels, M), r, c, dI, dT, scale_parts, constants(tile), BOTH=labels.both,
+            IMAGES=images, BOOST=boost(I.dtype), **options)
+    return (dI if needs.images else None, dT if needs.texts else None,
+            scale_parts.sum() if needs.scale else None)

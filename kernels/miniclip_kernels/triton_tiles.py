@@ -226,14 +226,9 @@ def cdiv(a, b):
     return -(-a // b)
 
 
-def mean_weight(labels, M, N):
-    """The factor of a sum over all rows (and columns): 1/2N for both directions, 1/M for rows."""
-    return 1 / (2 * N) if labels.both else 1 / M
-
-
-def boost(dtype):
-    """The factor of G before its cast: the smallest normal number of float16 is 6e-5."""
-    return 1024.0 if dtype == torch.float16 else 1.0
+def mean_weight(labels, M):
+    """The factor of a sum over all rows (and columns): 1/2M for both directions, 1/M for rows."""
+    return 1 / (2 * M) if labels.both else 1 / M
 
 
 def aligned(features):

@@ -25,6 +25,12 @@ def add_commands(commands, common):
     """Add efficiency; robustness is in transfer.py."""
     command = commands.add_parser("efficiency", parents=[common], help="predict captions word by "
                                   "word, their bag of words, or contrast them: what learns sooner?")
+    command.add_argument("--data", default="shapes", metavar="WHERE",
+                         help="shapes (default), a folder or a Hub id: photographs whose captions "
+                              "name a dog, a bicycle, a man, a woman, a boy, a girl")
+    command.add_argument("--credits", action="store_true",
+                         help="let captions also say what no picture shows: who took it, where, "
+                              "when")
     add_training_options(command)
     command.add_argument("--plot", metavar="FILE", help="draw accuracy over pairs seen")
     command.set_defaults(function=run_efficiency)
@@ -46,8 +52,10 @@ def run_efficiency(arguments):
     check_counts(arguments)
     device, steps = pick_device(arguments.device), arguments.steps or efficiency.STEPS
     if arguments.sweep:
-        return print_sweep(arguments, efficiency.sweep(steps, PER_CLASS, device))
-    figures = efficiency.efficiency_report(arguments.seeds or 1, steps, PER_CLASS, device)
+        return print_sweep(arguments, efficiency.sweep(arguments.data, steps, PER_CLASS,
+                                                       arguments.credits, device))
+    figures = efficiency.efficiency_report(arguments.data, arguments.seeds or 1, steps, PER_CLASS,
+                                           arguments.credits, device)
     if not as_json(arguments, figures):
         print_efficiency(figures)
     if arguments.plot:
@@ -56,13 +64,16 @@ def run_efficiency(arguments):
 
 def print_efficiency(figures: dict):
     curves = figures["curves"]
-    for key, title in (("all", "100 names, %"), ("held_out", "20 of them never shown")):
-        print(f"\n  {title:24}" + "".join(f"{name:>20}" for name in curves))
-        for row in zip(*(curve[key] for curve in curves.values())):
+    for title in next(iter(curves.values())):
+        heading = f"{title}, %"
+        print(f"\n  {heading:27}" + "".join(f"{name:>20}" for name in curves))
+        for row in zip(*(curve[title] for curve in curves.values())):
             pairs = f"{row[0]['pairs']:,} pairs seen"
-            print(f"  {pairs:24}" + "".join(cell(point).rjust(20) for point in row))
+            print(f"  {pairs:27}" + "".join(cell(point).rjust(20) for point in row))
     for name, found in figures["sooner"].items():
         print(f"  to what {name!r} reaches, contrast {times_in_words(found)}")
+    print(f"  {figures['seeds']} seed(s), {figures['steps']} steps, {figures['images']} pictures "
+          f"asked; chance {100 / figures['classes']:.1f} %; in brackets 95 % intervals")
 
 
 def times_in_words(found: dict) -> str:

@@ -15,7 +15,8 @@ import re
 
 import numpy as np
 
-from miniclip.data.pairs import Examples, Pairs
+from miniclip.data.pairs import Examples, Pairs, load_pairs
+from miniclip.data.sources import Source, UnknownSplit
 
 THINGS = {"dog": "dog dogs puppy puppies",
           "bicycle": "bicycle bicycles bike bikes bicyclist bicyclists biker bikers cyclist "
@@ -65,6 +66,19 @@ def balanced_examples(pairs: Pairs, seed: int) -> Examples:
     return Examples(np.asarray(pairs.images[np.sort(chosen)]),
                     [pairs.captions[i] for i in np.sort(chosen)],
                     np.array([NAMES.index(classes[i]) for i in np.sort(chosen)]), NAMES)
+
+
+def asked_photographs(source: Source, size: int, seed: int,
+                      split: str = "test") -> tuple[Examples, str]:
+    """The images of a source to be asked about, as `balanced_examples`, and their split.
+
+    That is `split`, or validation where the source has no such split.
+    """
+    try:
+        pairs = load_pairs(source, split, size)
+    except UnknownSplit:
+        split, pairs = "validation", load_pairs(source, "validation", size)
+    return balanced_examples(pairs, seed), split
 
 
 def parted(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:

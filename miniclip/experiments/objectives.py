@@ -44,7 +44,8 @@ class Contrast(nn.Module):
 
     def loss(self, pixels, tokens, labels):
         images, texts, scale = self.clip(pixels, tokens)  # (B, D) twice, ()
-        return clip_loss(images.float(), texts.float(), scale)
+        with torch.autocast(pixels.device.type, enabled=False):  # in float32, as the others' losses
+            return clip_loss(images.float(), texts.float(), scale)
 
     def scores(self, images: np.ndarray, names) -> torch.Tensor:
         """uint8 (N, S, S, 3), C names → cosines (N, C)."""

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from miniclip.config import PRESETS, ModelConfig, TrainConfig, load_config
-from miniclip.data.caption_classes import NAMES, balanced_examples, parted
+from miniclip.data.caption_classes import NAMES, asked_photographs, balanced_examples, parted
 from miniclip.data.pairs import Examples, load_pairs
 from miniclip.data.shifts import PHOTOGRAPHS, shifted
-from miniclip.data.sources import Source, UnknownSplit
+from miniclip.data.sources import Source
 from miniclip.device import described
 from miniclip.experiments.fit import (
     fit,
@@ -62,11 +62,7 @@ def photographs(data: str, size: int) -> tuple[Examples, Examples, str]:
     if len(train.labels) < RECIPE.batch_size:
         raise ValueError(f"{data}: {len(train.labels)} photographs are left once each class has as "
                          f"many; {RECIPE.batch_size} are needed")
-    try:
-        split, test = "test", load_pairs(source, "test", size)
-    except UnknownSplit:
-        split, test = "validation", load_pairs(source, "validation", size)
-    return train, balanced_examples(test, SEED), split
+    return train, *asked_photographs(source, size, SEED)
 
 
 def photographs_report(loaded, run: str, data: str, seeds: int, steps: int) -> dict:

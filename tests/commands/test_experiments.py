@@ -10,18 +10,20 @@ from small_models import SMALL
 from miniclip.cli import main
 from miniclip.commands import experiments
 from miniclip.commands.experiments import cell, times_in_words
+from miniclip.config import MODELS
 from miniclip.data.styled import training_examples
 from miniclip.experiments import efficiency, upbringing
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    for module in (upbringing, efficiency):
-        monkeypatch.setattr(module, "SHAPE", replace(SMALL, image_size=64, patch_size=32))
+    shape = replace(SMALL, image_size=64, patch_size=32)
+    monkeypatch.setattr(upbringing, "SHAPE", shape)
+    monkeypatch.setitem(MODELS, "micro", shape)
     monkeypatch.setattr(upbringing, "EXAMPLES", 520)
     monkeypatch.setattr(experiments, "PER_CLASS", 1)
-    monkeypatch.setattr(efficiency, "training_pairs",
-                        lambda: training_examples(200, 0, ("plain",)))
+    monkeypatch.setattr(efficiency, "described_images",
+                        lambda data, size: training_examples(200, 0, ("plain",)))
 
 
 def test_robustness_in_miniature(tmp_path, capsys):
@@ -44,11 +46,14 @@ def test_efficiency(tmp_path, capsys):
     plot = tmp_path / "efficiency.png"
     assert main(["efficiency", "--steps", "20", "--plot", str(plot)]) == 0
     out = capsys.readouterr().out
-    assert "word by word" in out and "2,560 pairs seen" in out and "20 of them never shown" in out
+    assert "word by word" in out and "2,560 pairs seen" in out and "the twenty never shown" in out
+    assert "1 seed(s), 20 steps, 100 pictures asked; chance 1.0 %" in out
     assert "to what 'bag of words' reaches, contrast" in out
     assert Image.open(plot).width > 800
     assert main(["efficiency", "--seeds", "0"]) == 2
     assert "seeds is 0" in capsys.readouterr().err
+    assert main(["efficiency", "--data", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_sweeps_print_a_line_for_each_rate(monkeypatch, capsys):

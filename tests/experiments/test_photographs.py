@@ -3,10 +3,9 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from PIL import Image
-from small_data import encoded, write_shard
+from small_data import write_classes
 from small_models import write_run
 
 import miniclip
@@ -18,22 +17,10 @@ from miniclip.experiments import photographs
 from miniclip.experiments.photographs import photographs_report, sweep
 
 
-def write_split(folder, split, count):
-    """`count` noise images of each class; the hue says which it is."""
-    images, captions = [], []
-    for k, name in enumerate(NAMES):
-        for i in range(count):
-            noise = np.random.default_rng((count, k, i)).integers(0, 60, (20, 20, 3), np.uint8)
-            noise[..., k % 3] += 60 + 60 * (k // 3)
-            images.append(encoded(Image.fromarray(noise)))
-            captions.append([f"a {name} number {i}"] * 5)
-    write_shard(folder / f"{split}-00000-of-00001.parquet", range(len(images)), images, captions)
-
-
 @pytest.fixture
 def data(folder, cache):
-    write_split(folder, "train", 12)
-    write_split(folder, "validation", 4)
+    write_classes(folder, "train", 12)
+    write_classes(folder, "validation", 4)
     return str(folder)
 
 
@@ -65,7 +52,7 @@ def test_the_runs_row_is_zero_shot_on_the_test_split(run, data, folder):
     """Counted again with the task's own function."""
     from miniclip.tasks.zero_shot import zero_shot
 
-    write_split(folder, "test", 5)
+    write_classes(folder, "test", 5)
     loaded = miniclip.load(run)
     _, test, split = photographs.photographs(data, 32)
     assert split == "test" and len(test.labels) == 30

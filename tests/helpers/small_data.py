@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from miniclip.data.caption_classes import NAMES
 from miniclip.data.pairs import Pairs, load_pairs
 from miniclip.data.sources import Source
 
@@ -51,6 +52,18 @@ def write_shard(path: Path, ids, images=None, captions=None):
     rows = [image and {"bytes": image, "path": f"{i}.png"} for i, image in zip(ids, images)]
     columns = {f"caption_{k}": list(column) for k, column in enumerate(zip(*captions))}
     pq.write_table(pa.table({"image": pa.array(rows, kind), **columns}), path)
+
+
+def write_classes(folder: Path, split: str, count: int):
+    """A shard of noise, `count` images of each class that captions name; the hue says which."""
+    images, captions = [], []
+    for k, name in enumerate(NAMES):
+        for i in range(count):
+            noise = np.random.default_rng((count, k, i)).integers(0, 60, (20, 20, 3), np.uint8)
+            noise[..., k % 3] += 60 + 60 * (k // 3)
+            images.append(encoded(Image.fromarray(noise)))
+            captions.append([f"a {name} number {i}"] * 5)
+    write_shard(folder / f"{split}-00000-of-00001.parquet", range(len(images)), images, captions)
 
 
 def write_images(folder: Path, ids):

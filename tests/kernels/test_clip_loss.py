@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,15 +18,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON
-from miniclip_kernels import ClipLoss, autograd, backends, clip_loss
+from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON, pairs, run, truth
+from miniclip_kernels import ClipLoss, autograd, backends, clip_loss, tiled
 from miniclip_kernels.backends import choose
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-EVERY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS, "numpy"])
+EVERY = pytest.mark.parametrize("backend", ["dense", "tiled", "chunked", TRITON, BLOCKS, "numpy"])
 ROUNDING = 3e-5  # of a loss or gradient near 0, with |S| = 100 and the logarithms of GPUs
-BUT_NUMPY = pytest.mark.parametrize("backend", ["dense", "tiled", TRITON, BLOCKS])
+BUT_NUMPY = pytest.mark.parametrize("backend", ["dense", "tiled", "chunked", TRITON, BLOCKS])
 
 
 def features(M, D, N=None, seed=0, dtype=torch.float32):
@@ -128,6 +130,44 @@ def test_nan_is_not_hidden(backend):
         assert clip_loss(images, texts, scale, backend=backend).isnan()
 
 
+@EVERY
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+@pytest.mark.filterwarnings(*FALLBACK)
+def test_infinity_is_not_hidden(value, backend):
+    """inf − inf is nothing: one infinite feature leaves no loss and no gradient."""
+    images, texts = features(9, 4)
+    broken = images.detach().clone()
+    broken[3, 1] = value
+    assert all(x.isnan().all() for x in loss_and_gradients(broken, texts, 10.0, backend=backend))
+
+
+@BUT_NUMPY
+@pytest.mark.parametrize("norm", [1e3, 1e6, 1e10, 1e15])
+@pytest.mark.filterwarnings(*FALLBACK)
+def test_features_far_from_unit_length_have_finite_gradients(norm, backend):
+    """The loss is right, and gradients are finite, if not exact: "triton" multiplies S again in
+    other tiles, and what is rounded differently is some 1e-7 of a large S."""
+    images, texts = (norm * x.detach() for x in features(40, 8))
+    loss, *gradients = loss_and_gradients(images, texts, 10.0, backend=backend)
+    expected = loss_and_gradients(images.double(), texts.double(), 10.0, backend="numpy")
+    torch.testing.assert_close(loss, expected[0].float(), rtol=1e-5, atol=0)
+    for found, right in zip(gradients, expected[1:], strict=True):
+        assert found.isfinite().all()
+        if backend != "triton":
+            assert (found - right).abs().max() < 1e-4 * right.abs().max()
+
+
+@BUT_NUMPY
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-6), (torch.float16, 1e-4)])
+def test_the_scales_gradient_where_every_pair_comes_twice(dtype, most, backend):
+    """Two right answers for every question: the gradient is next to nothing, a difference of large
+    terms. In 16 bits G is rounded before they are summed ("tiled" and "dense" don't round it)."""
+    images = features(100, 512, dtype=dtype)[0].detach().repeat(2, 1)
+    ds = loss_and_gradients(images, images, 14.3, backend=backend)[3]
+    right = loss_and_gradients(images.double(), images.double(), 14.3, backend="numpy")[3]
+    assert -1e-4 < right < -1e-5 and abs(ds - right) < most
+
+
 # ------------------------------------------------------------------------------ the arguments
 
 
@@ -163,6 +203,48 @@ def test_only_who_asks_gets_a_gradient(wanted, backend):
             assert_same([leaf.grad], [gradient])
         else:
             assert leaf.grad is None
+
+
+@pytest.mark.parametrize("backend", ["tiled", "chunked", BLOCKS])
+@pytest.mark.parametrize("frozen", ["images", "texts", "both"])
+def test_a_frozen_tower_costs_no_product(frozen, backend, monkeypatch):
+    """G T, or Gᵀ I: a product of PyTorch's for each gradient that is wanted."""
+    monkeypatch.setattr(tiled, "TILE", 16)
+    images, texts = features(40, 8)
+    scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
+
+    def operations(*given):
+        loss = clip_loss(*given, scale, backend=backend)
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        return counter.get_total_flops()
+
+    with_products = backend != "blocks"  # S of "blocks" is computed by a kernel
+    product = operations(images, texts) / (2 + with_products)
+    assert product == 2 * 40 * 40 * 8
+    given = [x.detach() if frozen in (name, "both") else x
+             for name, x in (("images", images), ("texts", texts))]
+    assert operations(*given) == (1 + with_products) * product
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+def test_a_frozen_tower_has_no_programs(backend, monkeypatch):
+    from miniclip_kernels import triton_loss
+
+    grids, kernel = [], triton_loss.gradient_kernel
+
+    class Watched:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(triton_loss, "gradient_kernel", Watched())
+    images, texts = features(70, 8, N=200)
+    options = {"direction": "rows", "backend": backend}
+    for given in ((images, texts), (images.detach(), texts), (images, texts.detach())):
+        clip_loss(*given, 10.0, **options).backward()
+    blocks_I, blocks_T = -(-70 // 32), -(-200 // 32)  # of 32 rows, in float32
+    assert [grid[0] for grid in grids] == [blocks_I + blocks_T, blocks_T, blocks_I]
 
 
 @EVERY
@@ -295,29 +377,163 @@ def test_ids_and_an_offset(backend):
 # ------------------------------------------------------------------------------ within PyTorch
 
 
+AUTOCAST = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # what the interpreter multiplies
+
+
 @BUT_NUMPY
-def test_autocast_changes_nothing(backend):
-    """float32 features are compared in float32: bfloat16 can't tell 0.99 from 0.993."""
+def test_under_autocast_features_have_its_type(backend):
+    """As in every matrix product there: the tensor cores are for 16 bits. Gradients come back in
+    the type of what was given."""
     images, texts = features(40, 16)
-    expected = loss_and_gradients(images, texts, 50.0, backend=backend)
+    expected = loss_and_gradients(images.to(AUTOCAST), texts.to(AUTOCAST), 50.0, backend=backend)
     scale = torch.tensor(50.0, device=DEVICE, requires_grad=True)
-    with torch.autocast(DEVICE, torch.bfloat16):
+    with torch.autocast(DEVICE, AUTOCAST):
         loss = clip_loss(images, texts, scale, backend=backend)
     found = [loss, *torch.autograd.grad(loss, [images, texts, scale])]
-    assert all(x.dtype == torch.float32 and x.equal(y)
+    assert all(x.dtype == torch.float32 and x.equal(y.float())
                for x, y in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["tiled", TRITON, BLOCKS])
+@BUT_NUMPY
+def test_under_autocast_it_is_as_exact_as_plain_pytorch(backend):
+    """The parity rule, with open_clip's formula under the same autocast in place of "dense"."""
+    given = pairs(90, 90, 16, scale=20.0)
+
+    def eager(images, texts, scale, **_):
+        truth = torch.arange(90, device=DEVICE)
+        return (F.cross_entropy(scale * images @ texts.T, truth)
+                + F.cross_entropy(scale * texts @ images.T, truth)) / 2
+
+    def under_autocast(loss):
+        def called(*arguments, **options):
+            with torch.autocast(DEVICE, AUTOCAST):
+                return loss(*arguments, **options)
+        return called
+
+    true = truth(given)
+    ours, plain = ({name: np.abs(x - true[name]).max() for name, x in run(
+        given, backend, under_autocast(loss)).items()} for loss in (clip_loss, eager))
+    assert all(ours[name] <= 2 * plain[name] + 1e-6 for name in true), (ours, plain)
+
+
+@pytest.mark.parametrize("backend", ["tiled", "chunked", TRITON, BLOCKS])
 def test_autocast_around_the_backward_pass_too(backend):
     images, texts = features(40, 16)
-    expected = loss_and_gradients(images, texts, 50.0, backend=backend)
-    with torch.autocast(DEVICE, torch.bfloat16):
-        found = loss_and_gradients(images, texts, 50.0, backend=backend)
+    scale = torch.tensor(50.0, device=DEVICE, requires_grad=True)
+    with torch.autocast(DEVICE, AUTOCAST):
+        loss = clip_loss(images, texts, scale, backend=backend)
+        found = torch.autograd.grad(loss, [images, texts, scale], retain_graph=True)
+    expected = torch.autograd.grad(loss, [images, texts, scale])
     assert all(x.equal(y) for x, y in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["auto", "dense", "tiled", TRITON, BLOCKS])
+@BUT_NUMPY
+def test_under_autocast_types_may_differ(backend):
+    """Towers give bfloat16, and what is normalised float32: autocast makes them alike."""
+    images, texts = features(20, 8)
+    with torch.autocast(DEVICE, AUTOCAST):
+        expected = clip_loss(images, texts, 10.0, backend=backend)
+        assert clip_loss(images.to(AUTOCAST), texts, 10.0, backend=backend).equal(expected)
+        assert clip_loss(images, texts.to(AUTOCAST), 10.0, backend=backend).equal(expected)
+    with pytest.raises(ValueError, match="not alike"):
+        clip_loss(images.to(AUTOCAST), texts, 10.0, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["tiled", "dense"])
+def test_autocast_leaves_float64_alone(backend):
+    images, texts = features(20, 8, dtype=torch.float64)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = clip_loss(images, texts, 10.0, backend=backend)
+    assert found.equal(clip_loss(images, texts, 10.0, backend=backend))
+
+
+def test_without_autocast_float32_stays_float32():
+    """bfloat16 can't tell 0.99 from 0.993."""
+    images, texts = features(40, 16)
+    assert clip_loss(images, texts, 50.0).equal(
+        clip_loss(images, texts, 50.0, backend=choose("auto", images, 40)))
+    assert not clip_loss(images, texts, 50.0).equal(
+        clip_loss(images.bfloat16(), texts.bfloat16(), 50.0))
+
+
+@pytest.mark.parametrize("backend", ["auto", "tiled", "chunked", "dense"])
+def test_tensors_without_data_have_a_loss_without_data(backend):
+    """For whoever only asks for shapes."""
+    images, texts = (torch.empty(9, 4, device="meta", requires_grad=True) for _ in range(2))
+    loss = clip_loss(images, texts, 10.0, backend=backend)
+    loss.backward()
+    assert loss.shape == () and loss.is_meta and images.grad.shape == (9, 4)
+
+
+COMPILED = pytest.mark.parametrize("backend", ["auto", "dense", "tiled", TRITON, BLOCKS])
+
+
+@COMPILED
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("twice", ["features", "ids", "both", "image ids for texts too"])
+def test_compiled_with_one_tensor_for_both_sides(twice, grad, backend):
+    """torch.compile must not mix up two arguments that are one tensor."""
+    torch.compiler.reset()
+    images, texts = features(9, 5)
+    texts = images if twice in ("features", "both") else texts
+    ids = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6, 6], device=DEVICE)
+    image_ids, text_ids = {"features": (None, None), "image ids for texts too": (ids, None)}.get(
+        twice, (ids, ids))
+
+    def whole(images, texts, image_ids, text_ids):
+        return clip_loss(images, texts, 9.0, backend=backend, image_ids=image_ids,
+                         text_ids=text_ids)
+
+    compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
+    with torch.set_grad_enabled(grad):
+        losses = [loss(images, texts, image_ids, text_ids) for loss in (compiled, whole)]
+    assert_same(losses[:1], losses[1:])
+    if grad:
+        assert_same(*(torch.autograd.grad(loss, [images]) for loss in losses))
+
+
+@COMPILED
+def test_compiled_for_any_number_as_scale(backend):
+    """A second value is a second graph, and the last: plain PyTorch has as many."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda *given: clip_loss(*given, backend=backend), backend=counter)
+    given = features(9, 5)
+    for scale in (1.0, 2.5, 10.0, 14.3, 99.0, 100.0):
+        assert_same([compiled(*given, scale)], [clip_loss(*given, scale, backend=backend)])
+    assert counter.frame_count <= 2
+
+
+@COMPILED
+@pytest.mark.parametrize("wanted", range(1, 8))
+def test_compiled_gradients_are_those_that_are_wanted(wanted, backend):
+    torch.compiler.reset()
+    leaves = [*features(9, 5), torch.tensor(10.0, device=DEVICE)]
+    leaves = [x.detach().requires_grad_(bool(wanted >> bit & 1)) for bit, x in enumerate(leaves)]
+    asked = [x for x in leaves if x.requires_grad]
+
+    def whole(*given):
+        return clip_loss(*given, backend=backend)
+
+    compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
+    assert_same(*(torch.autograd.grad(loss(*leaves), asked) for loss in (compiled, whole)))
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense", "tiled"])
+def test_compiled_under_autocast(backend):
+    torch.compiler.reset()
+    images, texts = features(9, 5)
+
+    def whole(images, texts):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            return clip_loss(images, texts, 9.0, backend=backend)
+
+    compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
+    assert_same(*([loss, *torch.autograd.grad(loss, [images, texts])]
+                  for loss in (f(images, texts) for f in (compiled, whole))))
+
+
+@COMPILED
 def test_compiled_in_one_graph(backend):
     """As part of a model whose scale is a parameter."""
     torch.compiler.reset()
@@ -361,7 +577,9 @@ def test_the_operators_are_what_they_say(both, backend):
     given = [x.detach() for x in (images, texts, scale)]
     torch.library.opcheck(autograd.forward_operator, (*given, *settings))
     _, r, c = autograd.forward(*given, *settings)
-    torch.library.opcheck(autograd.backward_operator, (scale.detach(), [*given, r, c], *settings))
+    for needs in ([True, True, True], [False, True, True], [True, False, False]):
+        torch.library.opcheck(autograd.backward_operator,
+                              (scale.detach(), [*given, r, c], *settings, needs))
 
 
 @BUT_NUMPY
@@ -407,25 +625,34 @@ def test_tiled_makes_nothing_as_large_as_the_features_but_the_gradients(dtype):
     (False, torch.float32, 9000, 512, "tiled"), (True, torch.float32, 90000, 64, "triton"),
     (True, torch.bfloat16, 9000, 65, "hopper"), (True, torch.bfloat16, 9000, 513, "blocks"),
     (True, torch.float32, 9000, 512, "blocks"), (True, torch.float16, 725, 512, "hopper"),
-    (True, torch.bfloat16, 724, 512, "triton"), (True, torch.float64, 9000, 512, "tiled"),
-    (True, torch.bfloat16, 8, 2049, "tiled")])
+    (True, torch.bfloat16, 724, 512, "triton"), (True, torch.float64, 9000, 512, "chunked"),
+    (True, torch.bfloat16, 8, 2049, "chunked")])
 def test_auto_is_triton_where_it_runs(cuda, dtype, N, D, expected, monkeypatch):
     pytest.importorskip("triton")
-    given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(N, D), device="cuda:0",
+    device = torch.device("cuda:0" if cuda else "cpu")
+    given = SimpleNamespace(is_cuda=cuda, dtype=dtype, shape=(N, D), device=device,
                             itemsize=dtype.itemsize)
     monkeypatch.setattr(backends, "HAS_TRITON", True)
     monkeypatch.setattr("miniclip_kernels.triton_tiles.INTERPRETED", False)
-    monkeypatch.setattr(backends, "has_hopper", lambda device: True)
+    monkeypatch.setattr(backends, "works", lambda *_: True)
     older = expected.replace("hopper", "blocks")  # or newer
+    without = "chunked" if cuda else "tiled"
     for capability, found in (((8, 0), older), ((9, 0), expected), ((10, 0), older),
-                              ((7, 5), "tiled")):
+                              ((7, 5), without)):
         monkeypatch.setattr("miniclip_kernels.triton_tiles.architecture",
-                            {"cuda:0": capability}.get)
+                            {device: capability}.get)
         assert choose("auto", given, N) == found
     monkeypatch.setattr("miniclip_kernels.triton_tiles.INTERPRETED", True)
-    assert choose("auto", given, N) == "tiled"
+    assert choose("auto", given, N) == without
     monkeypatch.setattr(backends, "HAS_TRITON", False)
-    assert choose("auto", given, N) == "tiled"
+    assert choose("auto", given, N) == without
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "hpu"])
+def test_auto_on_other_accelerators_has_tiles_for_them(device):
+    given = SimpleNamespace(is_cuda=False, dtype=torch.float32, shape=(9000, 512),
+                            device=torch.device(device), itemsize=4)
+    assert choose("auto", given, 9000) == "chunked"
 
 
 def test_auto_gives_the_bits_of_the_backend_it_stands_for():
@@ -434,31 +661,76 @@ def test_auto_gives_the_bits_of_the_backend_it_stands_for():
     assert clip_loss(images, texts, 10.0).equal(clip_loss(images, texts, 10.0, backend=chosen))
 
 
+@pytest.fixture
+def fresh_checks():
+    """What works is asked again, in this test and in the next."""
+    backends.works.cache_clear()
+    yield
+    backends.works.cache_clear()
+
+
+def pretend_gpu(monkeypatch, capability=(9, 0), hip=None):
+    """Features on a GPU that is not here."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("miniclip_kernels.triton_tiles.INTERPRETED", False)
+    monkeypatch.setattr("miniclip_kernels.triton_tiles.architecture", lambda device: capability)
+    monkeypatch.setattr(backends, "HAS_TRITON", True)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    return SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(9000, 512),
+                           device=torch.device("cuda"), itemsize=2)
+
+
 @pytest.mark.parametrize("error", [ImportError("cannot import name 'tma'"),
                                    RuntimeError("PassManager::run failed")])
-def test_a_triton_that_does_not_take_hopper_is_told_once(error, monkeypatch):
+def test_a_triton_that_does_not_take_hopper_is_told_once(error, monkeypatch, fresh_checks):
     """Gluon is experimental: "auto" takes the next backend, and says why."""
-    pytest.importorskip("triton")
-    asked = []
+    given, asked = pretend_gpu(monkeypatch), []
 
-    def broken(name):
-        asked.append(name)
+    def broken(backend, *_):
+        asked.append(backend)
         raise error
 
-    monkeypatch.setattr(backends, "module", broken)
-    monkeypatch.setattr("miniclip_kernels.triton_tiles.INTERPRETED", False)
-    monkeypatch.setattr("miniclip_kernels.triton_tiles.architecture", lambda device: (9, 0))
-    monkeypatch.setattr(backends, "HAS_TRITON", True)
-    backends.has_hopper.cache_clear()
-    given = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(9000, 512), device="cpu",
-                            itemsize=2)
-    try:
-        with pytest.warns(RuntimeWarning, match=r"'hopper' does not work with triton \d.*"
-                          rf"\({type(error).__name__}: .*\); 'blocks' is used instead") as told:
-            assert [choose("auto", given, 9000) for _ in range(3)] == ["blocks"] * 3
-        assert len(told) == 1 and asked == ["hopper"]
-    finally:
-        backends.has_hopper.cache_clear()
+    monkeypatch.setattr(backends, "difference", broken)
+    with pytest.warns(RuntimeWarning, match=r"'hopper' does not work with triton \d.*"
+                      rf"\({type(error).__name__}: .*\); 'blocks' is used instead") as told:
+        assert [choose("auto", given, 9000) for _ in range(3)] == ["blocks"] * 3
+    assert len(told) == 1 and asked == ["hopper"]
+
+
+@pytest.mark.parametrize("worst, expected", [(0.5, "blocks"), (3.0, "chunked")])
+def test_auto_asks_before_it_uses_a_kernel_on_amds_gpus(worst, expected, monkeypatch, fresh_checks):
+    """Nothing here was ever run on one."""
+    given, asked = pretend_gpu(monkeypatch, (8, 0), hip="6.4"), []
+    monkeypatch.setattr(backends, "difference", lambda *of: asked.append(of) or worst)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert [choose("auto", given, 9000) for _ in range(3)] == [expected] * 3
+    assert asked == [("blocks", given.device, torch.bfloat16)]
+    assert ["3 times as far from plain PyTorch's as is allowed); 'chunked' is used" in
+            str(warning.message) for warning in told] == [True] * (expected == "chunked")
+
+
+@pytest.mark.parametrize("backend", ["tiled", "chunked", TRITON, BLOCKS])
+def test_the_check_that_auto_makes_passes_here(backend):
+    assert backends.difference(backend, torch.device(DEVICE), torch.float32) < 0.1
+    assert backends.difference(backend, torch.device(DEVICE), AUTOCAST) < 1
+
+
+@pytest.mark.parametrize("backend", ["tiled", TRITON])
+@pytest.mark.parametrize("wrong", ["loss", "dI", "dT", "ds", "nan"])
+def test_the_check_that_auto_makes_finds_mistakes(wrong, backend, monkeypatch):
+    """Each of the four results, 3 % off; or NaN."""
+    right = backends.module(backend)
+    names = ("loss", "dI", "dT", "ds")
+
+    def changed(results, names):
+        return [x * (torch.nan if wrong == "nan" else 1.03) if name == wrong or wrong == "nan"
+                else x for x, name in zip(results, names)]
+
+    monkeypatch.setattr(backends, "module", lambda backend: SimpleNamespace(
+        forward=lambda *given: changed(right.forward(*given), ("loss", "r", "c")),
+        backward=lambda *given: changed(right.backward(*given), names[1:])))
+    assert backends.difference(backend, torch.device(DEVICE), AUTOCAST) > 1
 
 
 @pytest.mark.parametrize("backend", ["triton", "blocks"])
@@ -520,9 +792,9 @@ EMPTY = "nothing to compare: M, N and D must be at least 1; got "
 
 @pytest.mark.parametrize("arguments, options, message", [
     ((X, X, 1.0), {"backend": "cuda"},
-     "backend 'cuda' is not one of auto, triton, blocks, hopper, tiled, dense, numpy"),
+     "backend 'cuda' is not one of auto, triton, blocks, hopper, chunked, tiled, dense, numpy"),
     ((X, X, 1.0), {"backend": None},
-     "backend None is not one of auto, triton, blocks, hopper, tiled, dense, numpy"),
+     "backend None is not one of auto, triton, blocks, hopper, chunked, tiled, dense, numpy"),
     ((X, X, 1.0), {"direction": "columns"}, "direction 'columns' is not one of both, rows"),
     (([[1.0]], X, 1.0), {}, "image_features must be a tensor, not list"),
     ((X, np.eye(4), 1.0), {}, "text_features must be a tensor, not ndarray"),
@@ -578,17 +850,6 @@ def test_bad_input_is_one_clear_line(arguments, options, message):
 # ------------------------------------------------------------------------------ ClipLoss
 
 
-def test_nothing_travels_before_the_input_is_checked():
-    """There is no process group here, so a collective before the checks would fail."""
-    ours = ClipLoss(rank=1, world_size=2)
-    for images, texts, message in ((X, X[:3], "as many texts as images"),
-                                   (X, X[:, :2], "must be \\(M, D\\)"), (X, X.half(), "not alike")):
-        with pytest.raises(ValueError, match=message):
-            ours(images, texts, 9.0)
-    with pytest.raises(TypeError):
-        ClipLoss(True, True)  # open_clip's first two arguments are different ones
-
-
 @EVERY
 def test_the_module_is_open_clips(backend):
     """open_clip's formula, written out; the module is called as in open_clip."""
@@ -611,49 +872,6 @@ def test_the_module_is_open_clips(backend):
     assert_same(found, [*expected, 0 * bias])
     assert list(ours(images, texts, scale, output_dict=True)) == ["contrastive_loss"]
     assert not list(ours.parameters()) and not ours.state_dict()
-
-
-def towers():
-    """Two small models, a scale, and the batch: 6 inputs for each tower."""
-    generator = torch.Generator().manual_seed(3)
-    weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in
-               ((5, 4), (7, 4))]
-    scale = torch.tensor(9.0, requires_grad=True)
-    return [*weights, scale], [torch.randn(6, d, generator=generator) for d in (5, 7)]
-
-
-def one_process(rank, world_size, folder):
-    """A process of a group: its share of the batch, gradients averaged as DDP does it."""
-    torch.set_num_threads(1)
-    parameters, inputs = towers()
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
-    share = slice(rank * 6 // world_size, (rank + 1) * 6 // world_size)
-    images, texts = (F.normalize(x[share] @ w) for x, w in zip(inputs, parameters))
-    loss = ClipLoss(rank=rank, world_size=world_size)(images, texts, parameters[2])
-    loss.backward()
-    found = [loss.detach(), *(x.grad for x in parameters)]
-    for x in found:
-        torch.distributed.all_reduce(x)
-        x /= world_size
-    torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.barrier()
-    # The result is saved, and all processes know. Exit without destroying the group: there gloo's
-    # threads abort now and then (about once in 300 runs, with both results on disk).
-    os._exit(0)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
-def test_two_processes_are_one(tmp_path):
-    """The mean of their losses is the whole batch's loss, the mean of their gradients its own."""
-    torch.multiprocessing.spawn(one_process, (2, tmp_path), nprocs=2)
-    parameters, inputs = towers()
-    images, texts = (F.normalize(x @ w) for x, w in zip(inputs, parameters))
-    loss = ClipLoss(backend="dense")(images, texts, parameters[2])
-    expected = [loss, *torch.autograd.grad(loss, parameters)]
-    for rank in range(2):
-        assert_same(torch.load(tmp_path / f"{rank}.pt"), expected)
 
 
 # ------------------------------------------------------------------------------ the README

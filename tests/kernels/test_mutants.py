@@ -67,16 +67,20 @@ def in_tiled(case, shows, right, wrong):
 
 MISTAKES = {
     "the factor 1/2 is missing in the loss": in_triton(
-        "square", ["loss"], "mean_weight(labels, M, N), r, c, losses",
-        "2 * mean_weight(labels, M, N), r, c, losses"),
+        "square", ["loss"], "mean_weight(labels, M), r, c, losses",
+        "2 * mean_weight(labels, M), r, c, losses"),
     "the factor 1/2 is missing in the gradients": in_triton(
-        "square", GRADIENTS, "mean_weight(labels, M, N), r, c, dI",
-        "2 * mean_weight(labels, M, N), r, c, dI"),
+        "square", GRADIENTS, "mean_weight(labels, M), r, c, dI",
+        "2 * mean_weight(labels, M), r, c, dI"),
     "the factor 1/2 is missing everywhere": in_tiles(
-        "square", ALL, "1 / (2 * N) if labels.both", "1 / N if labels.both"),
+        "square", ALL, "1 / (2 * M) if labels.both", "1 / M if labels.both"),
     "1/N is missing everywhere": in_tiles(
-        "square", ALL, "1 / (2 * N) if labels.both", "0.5 if labels.both"),
-    "1/N where 1/M belongs": in_tiles("part", ALL, "else 1 / M", "else 1 / N"),
+        "square", ALL, "1 / (2 * M) if labels.both", "0.5 if labels.both"),
+    "1/N where 1/M belongs": in_triton(
+        "part", ["loss"], "mean_weight(labels, M), r, c, losses",
+        "mean_weight(labels, N), r, c, losses"),
+    "1/N where 1/M belongs in the gradients": in_triton(
+        "part", GRADIENTS, "mean_weight(labels, M), r, c, dI", "mean_weight(labels, N), r, c, dI"),
     "the loss has no columns": in_triton(
         "square", ["loss"], "entropy += c_here", "entropy += r_here"),
     "the gradient has no columns": in_tiles(
@@ -118,9 +122,9 @@ MISTAKES = {
     "the upstream gradient is ignored": in_triton(
         "square", GRADIENTS, "tl.load(upstream) * weight / BOOST", "weight / BOOST"),
     "blocks: the factor 1/2 is missing": in_blocks(
-        "square", GRADIENTS, "mean_weight(labels, M, N) /", "2 * mean_weight(labels, M, N) /"),
+        "square", GRADIENTS, "mean_weight(labels, M) /", "2 * mean_weight(labels, M) /"),
     "blocks: M and N are exchanged": in_blocks(
-        "part", GRADIENTS, "mean_weight(labels, M, N) /", "mean_weight(labels, N, M) /"),
+        "part", GRADIENTS, "mean_weight(labels, M) /", "mean_weight(labels, N) /"),
     "blocks: the upstream gradient is ignored": in_blocks(
         "square", GRADIENTS, "* tl.load(upstream) * weight", "* weight"),
     "blocks: there are no columns": in_blocks(
@@ -163,9 +167,9 @@ MISTAKES = {
     "tiled: the gradient has no columns": in_tiled(
         "square", GRADIENTS, "G += S.sub_(c[columns]).exp_()", "pass"),
     "tiled: the last column is missing": in_tiled(
-        "square", ALL, "slice(j, min(j + TILE, N))", "slice(j, min(j + TILE, N - 1))"),
+        "square", ALL, "slice(j, min(j + tile, N))", "slice(j, min(j + tile, N - 1))"),
     "tiled: the label offset is ignored in the gradients": in_tiled(
-        "part", GRADIENTS, "G.diagonal(diagonal(rows, columns, label_offset))",
+        "part", GRADIENTS, "G.diagonal(diagonal(rows, columns, labels.label_offset))",
         "G.diagonal(diagonal(rows, columns, 0))"),
     "tiled: ids are ignored": in_tiled(
         "captions", ALL, "S.masked_fill_(same, -torch.inf)", "pass"),

@@ -30,10 +30,10 @@ from kernel_truth import (
     run,
     truth,
 )
-from miniclip_kernels import clip_loss, tiled
+from miniclip_kernels import chunked, clip_loss, tiled
 from miniclip_kernels.backends import HAS_TRITON
 
-EACH = pytest.mark.parametrize("backend", [TRITON, BLOCKS, "tiled"])
+EACH = pytest.mark.parametrize("backend", [TRITON, BLOCKS, "tiled", "chunked"])
 TYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda x: str(x)[6:])
 ON_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")
@@ -52,11 +52,12 @@ def small_tiles(monkeypatch):
     """Few rows make several tiles for the tiled backend too, all of them ragged. For "blocks" they
     make several blocks, on CUDA as in the interpreter."""
     monkeypatch.setattr(tiled, "TILE", 24)
+    monkeypatch.setattr(chunked, "TILE", 40)
     small_blocks(monkeypatch, 64)
 
 
 def skip_where_wrong(backend, dtype):
-    if backend != "tiled" and (dtype, DEVICE) == (torch.bfloat16, "cpu"):
+    if backend in ("triton", "blocks") and (dtype, DEVICE) == (torch.bfloat16, "cpu"):
         pytest.skip("Triton's interpreter multiplies bfloat16 as the integers of its bits: this "
                     "dtype can only be tested on CUDA")
 
@@ -241,7 +242,7 @@ def test_plain_pytorch_is_right_itself(N, options):
     check(pairs(40, N, 16, **options), "dense", plain=0)
 
 
-@pytest.mark.parametrize("backend", ["tiled", "dense", "numpy"])
+@pytest.mark.parametrize("backend", ["tiled", "chunked", "dense", "numpy"])
 @pytest.mark.parametrize("offset", [None, 5])
 def test_float64(offset, backend):
     """No step in between is float32."""

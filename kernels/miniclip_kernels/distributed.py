@@ -1,0 +1,310 @@
+"""The loss of all processes together. Each holds M pairs, which are M rows of S, and N = K · M.
+
+    process k:   I_k, T_k (M, D)            its own pairs
+                 S_k = s · I_k Tᵀ (M, N)    its slab: own images among all texts
+
+What most people run makes two such slabs for each process, images among texts and texts among
+images, and gathers both sides. But the rows of one slab are whole, and its columns are a part of
+what the columns of all slabs are. So one slab is enough, and one side travels:
+
+    gather T                                                       N · D numbers
+    r_k whole, c of these rows alone, from one pass                1 product
+    merge c over the processes, in the log domain                  N numbers, a MAX and a SUM
+    L_k = ½ mean(r_k + c_k − 2 positives)
+    G_k from r_k and c;  dI_k = G_k T is whole                     3 products
+    dT = Σ_k G_kᵀ I_k goes home by reduce-scatter                  N · D numbers
+
+`Slab` does that. `Ring` never gathers all of T, for batches where even N · D is too much: texts go
+round from process to process, M at a time. Their column sums, and later their gradients, travel
+with them. The next texts are on their way while those that are here are multiplied. The ring sends
+T twice, and dT in float32.
+
+The mean of L_k over the processes is the loss of all N pairs, and so is the mean of the gradients
+that DistributedDataParallel takes. (It is what open_clip calls local_loss with gather_with_grad.)
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import backends
+from .autograd import NAMESPACE, without_autocast
+from .backends import DTYPES, Labels, Needs
+
+
+class Together(NamedTuple):
+    """A group of processes, and this one's place in it."""
+
+    group: object  # torch.distributed.ProcessGroup
+    rank: int
+    size: int
+
+    @classmethod
+    def of(cls, name: str) -> "Together":
+        """The group of that name: operators take no groups."""
+        group = dist.distributed_c10d._resolve_process_group(name)
+        return cls(group, dist.get_rank(group), dist.get_world_size(group))
+
+    def own(self, x):
+        """This process's part of what is there for all: (N, …) → (M, …)."""
+        M = len(x) // self.size
+        return x[self.rank * M:(self.rank + 1) * M]
+
+
+# ------------------------------------------------------------------------------ what travels
+
+
+def gathered(x: Tensor, together: Together) -> Tensor:
+    """(M, …) of each process → (K · M, …), in the order of ranks."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    found = x.new_empty(together.size * len(x), *x.shape[1:])
+    gather(found, x.contiguous(), group=together.group)
+    return found
+
+
+def sent_home(x: Tensor, together: Together) -> Tensor:
+    """(K · M, …) of each process → the sum over processes of one's own part, (M, …)."""
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    found = x.new_empty(len(x) // together.size, *x.shape[1:])
+    scatter(found, x, group=together.group)
+    return found
+
+
+def merged(c: Tensor, base: float, together: Together) -> Tensor:
+    """log Σ exp of the columns, of each process's rows → of all rows: (N,)."""
+    top = c.clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX, together.group)
+    total = torch.exp((c - top) * math.log(base))
+    dist.all_reduce(total, dist.ReduceOp.SUM, together.group)
+    return top + total.log() / math.log(base)
+
+
+def round_the_ring(tensors, together: Together):
+    """Send tensors to the process before, and receive the next one's: → the latter, and `wait`.
+
+    What is received is there once `wait` has been called.
+    """
+    before, after = (dist.get_global_rank(together.group, (together.rank + step) % together.size)
+                     for step in (-1, 1))
+    tensors = [x.contiguous() for x in tensors]
+    received = [torch.empty_like(x) for x in tensors]
+    requests = dist.batch_isend_irecv([
+        *(dist.P2POp(dist.isend, x, before, together.group) for x in tensors),
+        *(dist.P2POp(dist.irecv, x, after, together.group) for x in received)])
+
+    def wait(keep=tensors):  # what is being sent must live until it is sent
+        for request in requests:
+            request.wait()
+
+    return received, wait
+
+
+def check_alike(together: Together, device, mine: list[int]):
+    """ValueError on every process, if what they want to compare is not alike.
+
+    mine: M, D, the number of the dtype, whether there are ids; M is −1 if this process has refused
+    its input, so that the others don't wait for it.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return  # a graph is captured once it has run
+    if device.type == "cuda":  # on a stream of its own: it does not wait for the towers' work
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            everyone = gathered(torch.tensor([mine], device=device), together).tolist()
+    else:
+        everyone = gathered(torch.tensor([mine], device=device), together).tolist()
+    if mine[0] < 0 or all(found == everyone[0] for found in everyone):
+        return
+    refused = [str(rank) for rank, found in enumerate(everyone) if found[0] < 0]
+    if refused:
+        raise ValueError(f"rank {', '.join(refused)} refused its input; its own error says why")
+    told = "; ".join(
+        f"rank {rank}: {M} pairs of {D} features, {DTYPES[dtype]}{', with ids' * ids}"
+        for rank, (M, D, dtype, ids) in enumerate(everyone))
+    raise ValueError(f"all ranks must bring as many pairs of the same kind; {told}")
+
+
+def checked_by_all(group, check):
+    """What check() gives. If it raises ValueError here, all others raise one: nobody waits."""
+    try:
+        return check()
+    except ValueError:
+        if not torch.compiler.is_compiling():
+            on_gpu = "nccl" in dist.get_backend(group)
+            device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else (
+                torch.device("cpu"))
+            check_alike(Together.of(group.group_name), device, [-1, 0, 0, 0])
+        raise
+
+
+# ------------------------------------------------------------------------------ the slab
+
+
+def slab_forward(I, T, scale, ids, run, together):  # noqa: E741
+    """→ r (M,), c (N,), and what the backward pass needs of the others: T (N, D), text ids (N,)."""
+    every_T = gathered(T, together)
+    every_id = [gathered(ids[1], together)] if ids else []
+    labels = Labels(together.rank * len(I), True, *ids[:1], *every_id)
+    r, c = run.logsumexps(I, every_T, scale, labels)
+    return r, merged(c, run.BASE, together), [every_T, *every_id]
+
+
+def slab_backward(upstream, I, scale, r, c, ids, others, run, together, needs):  # noqa: E741
+    """→ dI (M, D), dT (M, D), ds (), or None; c has the others' upstream gradients in it."""
+    every_T, *every_id = others
+    labels = Labels(together.rank * len(I), True, *ids[:1], *every_id)
+    dI, dT, ds = run.backward(upstream, I, every_T, scale, r, c, labels, needs)
+    return dI, sent_home(dT, together) if needs.texts else None, ds
+
+
+# ------------------------------------------------------------------------------ the ring
+
+
+def stations(ids, together: Together):
+    """For each step of the ring: whose texts are here, and their labels, given their ids."""
+    for step in range(together.size):
+        owner = (together.rank + step) % together.size
+
+        def labels(M, text_ids, owner=owner):
+            return Labels((together.rank - owner) * M, True, *ids[:1], *text_ids)
+
+        yield step == together.size - 1, owner, labels
+
+
+def ring_forward(I, T, scale, ids, run, together):  # noqa: E741
+    """→ r (M,), and c of one's own texts (M,)."""
+    here, r, arriving = [T, *ids[1:]], None, None
+    for last, _, labels in stations(ids, together):
+        if not last:
+            following, wait = round_the_ring(here, together)
+        r_part, c_part = run.logsumexps(I, here[0], scale, labels(len(I), here[1:]))
+        r = r_part if r is None else logaddexp(r, r_part, run.BASE)
+        if arriving:  # the sums of the rows that these texts have met so far
+            arriving[1]()
+            c_part = logaddexp(arriving[0][0], c_part, run.BASE)
+        arriving = round_the_ring([c_part], together)
+        if not last:
+            wait()
+            here = following
+    arriving[1]()
+    return r, arriving[0][0]
+
+
+def ring_backward(upstream, I, T, scale, r, c, ids, ratios, run, together, needs):  # noqa: E741
+    """→ dI (M, D), dT (M, D), ds (), or None. ratios: the others' upstream gradients over this."""
+    here, dI, ds, arriving = [T, c, *ids[1:]], None, None, None
+    for last, owner, labels in stations(ids, together):
+        if not last:
+            following, wait = round_the_ring(here, together)
+        T_here, c_here, *text_ids = here
+        parts = run.backward(upstream, I, T_here, scale, r,
+                             weighted(c_here, ratios[owner], run.BASE),
+                             labels(len(I), text_ids), needs)
+        if needs.images:
+            dI = parts[0].to(scale.dtype) if dI is None else dI.add_(parts[0])
+        if needs.scale:
+            ds = parts[2] if ds is None else ds + parts[2]
+        if needs.texts:
+            dT = parts[1].to(scale.dtype)
+            if arriving:
+                arriving[1]()
+                dT += arriving[0][0]
+            arriving = round_the_ring([dT], together)
+        if not last:
+            wait()
+            here = following
+    if needs.texts:
+        arriving[1]()
+    return (dI.to(I.dtype) if needs.images else None,
+            arriving[0][0].to(T.dtype) if needs.texts else None, ds)
+
+
+def logaddexp(a, b, base):
+    return torch.logaddexp2(a, b) if base == 2 else torch.logaddexp(a, b)
+
+
+def weighted(c, ratio, base):
+    """c of columns whose softmax counts `ratio` times: exp(S − c) · ratio."""
+    return c - torch.log(ratio) / math.log(base)
+
+
+# ------------------------------------------------------------------------------ autograd
+
+
+def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], backend: str,  # noqa: E741
+            group: str, ring: bool) -> list[Tensor]:
+    """→ loss (), r (M,), c (N,) or (M,), and what was gathered."""
+    with without_autocast(I.device.type):
+        together = Together.of(group)
+        check_alike(together, I.device, [*I.shape, DTYPES.index(I.dtype), len(ids) > 0])
+        run = backends.module(backends.choose(backend, I, len(T) * together.size))
+        if ring:
+            r, c = ring_forward(I, T, scale, ids, run, together)
+            own, others = c, []
+        else:
+            r, c, others = slab_forward(I, T, scale, ids, run, together)
+            own = together.own(c)
+        positives = scale * torch.linalg.vecdot(I.to(scale.dtype), T.to(scale.dtype))
+        loss = ((r + own) * (math.log(run.BASE) / 2) - positives).mean()
+        return [loss, r, c, *others]
+
+
+def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], others: list[Tensor],
+             backend: str, group: str, ring: bool, needs: list[bool]) -> list[Tensor]:
+    """saved: I, T, the scale, r, c → the gradients that are wanted, of I, T and the scale."""
+    I, T, scale, r, c = saved  # noqa: E741
+    with without_autocast(I.device.type):
+        together, needs = Together.of(group), Needs(*needs)
+        run = backends.module(backends.choose(backend, I, len(T) * together.size))
+        everyone = gathered(upstream.reshape(1), together)
+        # Where all are alike, and be it 0, they count alike.
+        ratios = torch.where(everyone == upstream, 1, everyone / upstream)
+        if ring:
+            found = ring_backward(upstream, I, T, scale, r, c, ids, ratios, run, together, needs)
+        else:
+            c = weighted(c, ratios.repeat_interleave(len(T)), run.BASE)
+            found = slab_backward(upstream, I, scale, r, c, ids, others, run, together, needs)
+        return [gradient for gradient, wanted in zip(found, needs) if wanted]
+
+
+forward_operator = torch.library.custom_op(
+    f"{NAMESPACE}::distributed_forward", forward, mutates_args=())
+backward_operator = torch.library.custom_op(
+    f"{NAMESPACE}::distributed_backward", backward, mutates_args=())
+
+
+@forward_operator.register_fake
+def _(I, T, scale, ids, backend, group, ring):  # noqa: E741
+    M, D = I.shape
+    N = M if ring else M * Together.of(group).size
+    others = [] if ring else [T.new_empty(N, D), *(x.new_empty(N) for x in ids[1:])]
+    return [scale.new_empty(()), scale.new_empty(M), scale.new_empty(N), *others]
+
+
+@backward_operator.register_fake
+def _(upstream, saved, ids, others, backend, group, ring, needs):
+    return [given.new_empty(given.shape) for given, wanted in zip(saved, needs) if wanted]
+
+
+class DistributedLoss(torch.autograd.Function):
+    """I, T (M, D), scale, settings (backend, the group's name, ring), image_ids, text_ids → L_k."""
+
+    @staticmethod
+    def forward(ctx, I, T, scale, settings, image_ids, text_ids):  # noqa: E741
+        ids = [] if image_ids is None else [image_ids, text_ids]
+        run = forward_operator if torch.compiler.is_compiling() else forward
+        loss, r, c, *others = run(I, T, scale, ids, *settings)
+        ctx.save_for_backward(I, T, scale, r, c, *ids, *others)
+        ctx.settings, ctx.ids = settings, len(ids)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        saved = list(ctx.saved_tensors)
+        ids, others = saved[5:5 + ctx.ids], saved[5 + ctx.ids:]
+        compiled = torch.compiler.is_compiling() or torch.is_grad_enabled()
+        run, needs = backward_operator if compiled else backward, list(ctx.needs_input_grad[:3])
+        made = iter(run(upstream, saved[:5], ids, others, *ctx.settings, needs))
+        return *(next(made) if wanted else None for wanted in needs), None, None, None
