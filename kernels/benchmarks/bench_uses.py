@@ -42,20 +42,24 @@ def gradients(loss, leaves, options=None):
 
 
 def slab(I, every_T, scale, rank):  # noqa: E741
-    """What distributed.py computes in one process: loss and gradients of its slab."""
-    run = backends.module(backends.choose("auto", I, len(every_T)))
+    """What distributed.py computes in one process: → the gradients of I, every text, the scale.
+
+    c would be merged over the processes in between; here it stays that of this slab.
+    """
+    scale, run = scale.detach(), backends.module(backends.choose("auto", I, len(every_T)))
     labels = Labels(rank * len(I), True)
     r, c = run.logsumexps(I, every_T, scale, labels)
-    run.backward(scale.new_ones(()), I, every_T, scale, r, c, labels, EVERY_GRADIENT)
+    return run.backward(scale.new_ones(()), I, every_T, scale, r, c, labels, EVERY_GRADIENT)
 
 
 def two_slabs(I, every_I, every_T, scale, rank):  # noqa: E741
-    """open_clip 3.3.0's local_loss with what was gathered: own images among all texts, and back."""
+    """open_clip 3.3.0's local_loss with what was gathered, own images among all texts and back:
+    → the gradients of every image, every text and the scale."""
     own = slice(rank * len(I), (rank + 1) * len(I))
     truth = torch.arange(own.start, own.stop, device=I.device)
     loss = (F.cross_entropy(scale * every_I[own] @ every_T.T, truth)
             + F.cross_entropy(scale * every_T[own] @ every_I.T, truth)) / 2
-    torch.autograd.grad(loss, [every_I, every_T, scale])
+    return torch.autograd.grad(loss, [every_I, every_T, scale])
 
 
 def uses(cuda):

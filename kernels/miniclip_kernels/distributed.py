@@ -151,10 +151,11 @@ def slab_forward(I, T, scale, ids, run, together):  # noqa: E741
     return r, merged(c, run.BASE, together), [every_T, *every_id]
 
 
-def slab_backward(upstream, I, scale, r, c, ids, others, run, together, needs):  # noqa: E741
-    """→ dI (M, D), dT (M, D), ds (), or None; c has the others' upstream gradients in it."""
-    every_T, *every_id = others
+def slab_backward(upstream, saved, ids, others, ratios, run, together, needs):
+    """→ dI (M, D), dT (M, D), ds (), or None. ratios: the others' upstream gradients over this."""
+    (I, T, scale, r, c), (every_T, *every_id) = saved, others  # noqa: E741
     labels = Labels(together.rank * len(I), True, *ids[:1], *every_id)
+    c = weighted(c, ratios.repeat_interleave(len(T)), run.BASE)
     dI, dT, ds = run.backward(upstream, I, every_T, scale, r, c, labels, needs)
     return dI, sent_home(dT, together) if needs.texts else None, ds
 
@@ -192,8 +193,9 @@ def ring_forward(I, T, scale, ids, run, together):  # noqa: E741
     return r, arriving[0][0]
 
 
-def ring_backward(upstream, I, T, scale, r, c, ids, ratios, run, together, needs):  # noqa: E741
-    """→ dI (M, D), dT (M, D), ds (), or None. ratios: the others' upstream gradients over this."""
+def ring_backward(upstream, saved, ids, ratios, run, together, needs):
+    """As `slab_backward`, without others."""
+    I, T, scale, r, c = saved  # noqa: E741
     here, dI, ds, arriving = [T, c, *ids[1:]], None, None, None
     for last, owner, labels in stations(ids, together):
         if not last:
@@ -254,7 +256,7 @@ def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], backend: str
 def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], others: list[Tensor],
              backend: str, group: str, ring: bool, needs: list[bool]) -> list[Tensor]:
     """saved: I, T, the scale, r, c → the gradients that are wanted, of I, T and the scale."""
-    I, T, scale, r, c = saved  # noqa: E741
+    I, T, *_ = saved  # noqa: E741
     with without_autocast(I.device.type):
         together, needs = Together.of(group), Needs(*needs)
         run = backends.module(backends.choose(backend, I, len(T) * together.size))
@@ -262,10 +264,9 @@ def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], others: l
         # Where all are alike, and be it 0, they count alike.
         ratios = torch.where(everyone == upstream, 1, everyone / upstream)
         if ring:
-            found = ring_backward(upstream, I, T, scale, r, c, ids, ratios, run, together, needs)
+            found = ring_backward(upstream, saved, ids, ratios, run, together, needs)
         else:
-            c = weighted(c, ratios.repeat_interleave(len(T)), run.BASE)
-            found = slab_backward(upstream, I, scale, r, c, ids, others, run, together, needs)
+            found = slab_backward(upstream, saved, ids, others, ratios, run, together, needs)
         return [gradient for gradient, wanted in zip(found, needs) if wanted]
 
 

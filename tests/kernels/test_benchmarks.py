@@ -8,6 +8,7 @@ from math import nan
 from pathlib import Path
 
 import bench_clip_loss as benchmark
+import bench_uses
 import measuring
 import peers
 import pytest
@@ -184,6 +185,31 @@ def test_of_a_record_without_figures_nothing_is_drawn(quick, monkeypatch, tmp_pa
     records.write(gpu_record(["memeff"]), tmp_path / "none.json")
     assert run(monkeypatch, "--plot", "--out", tmp_path) == 0
     assert "no figures" in capsys.readouterr().out and not (tmp_path / "none.png").exists()
+
+
+def test_the_loss_as_people_use_it(monkeypatch, tmp_path, capsys):
+    """Small: every use has a row, with both times; what is timed is what is said."""
+    monkeypatch.setattr(records, "ceilings", lambda cuda: (0.4, 20.0))
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_uses, "SIZES", {False: 64, True: 64})
+    monkeypatch.setattr(bench_uses, "TURNS", {False: 2, True: 2})
+    monkeypatch.setattr(sys, "argv", ["bench_uses"])
+    bench_uses.main()
+    record = json.loads(only(tmp_path / "uses", "*.json").read_text())
+    assert [(row["use"], row["N"]) for row in record["rows"]] == [
+        ("both towers", 64), ("images frozen", 64), ("texts frozen", 64), ("under autocast", 64),
+        ("float32", 64), ("one rank of 8", 128), ("one rank of 64", 256)]
+    assert all(row["ms"] > 0 and row["open_clip_ms"] > 0 for row in record["rows"])
+    assert capsys.readouterr().out.count(" ×\n") == 7
+
+
+def test_what_is_timed_as_open_clips_is_right():
+    """Its gradients, averaged over two ranks, are those of the whole batch."""
+    I, T, scale = measuring.inputs(24, 512, False)  # noqa: E741
+    whole = torch.autograd.grad(peers.eager(I, T, scale), [I, T, scale])
+    ranks = [bench_uses.two_slabs(I.detach()[:12], I, T, scale, rank) for rank in range(2)]
+    for x, y, expected in zip(*ranks, whole, strict=True):
+        torch.testing.assert_close((x + y) / 2, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["eager", "chunked", "tiled"])

@@ -3,15 +3,12 @@
 test_parity.py tests how exact each backend is, test_reference.py the equations.
 """
 
-import doctest
 import itertools
 import math
 import os
-import re
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -872,23 +869,3 @@ def test_the_module_is_open_clips(backend):
     assert_same(found, [*expected, 0 * bias])
     assert list(ours(images, texts, scale, output_dict=True)) == ["contrastive_loss"]
     assert not list(ours.parameters()) and not ours.state_dict()
-
-
-# ------------------------------------------------------------------------------ the README
-
-
-def test_the_readmes_example_prints_what_it_says():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    example = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-                   if ">>> " in code)
-    test = doctest.DocTestParser().get_doctest(example, {}, "README.md", None, 0)
-    assert len(test.examples) == 10
-    assert doctest.DocTestRunner().run(test).failed == 0
-
-
-def test_the_kernels_readmes_first_lines_run():
-    text = (Path(__file__).parents[2] / "kernels/README.md").read_text()
-    names = {}
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
-    assert names["loss"].isfinite()
-    assert all(names[name].grad.abs().sum() > 0 for name in ("images", "texts", "scale"))
