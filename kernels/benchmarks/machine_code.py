@@ -26,8 +26,15 @@ os.environ.pop("TRITON_INTERPRET", None)  # with it Triton compiles nothing
 
 import torch
 import triton
-from miniclip_kernels import backends, triton_blocks, triton_hopper, triton_loss, triton_tiles
-from miniclip_kernels.backends import Labels
+from miniclip_kernels import (
+    backends,
+    triton_blocks,
+    triton_hopper,
+    triton_loss,
+    triton_sigmoid,
+    triton_tiles,
+)
+from miniclip_kernels.backends import EVERY_GRADIENT, Labels
 from triton.backends.compiler import GPUTarget
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -116,8 +123,12 @@ def compiled(architecture, dtype, D, changes, sizes):
         _, r, c = triton_loss.forward(I, T, scale, labels)
         for module in (triton_loss, triton_blocks):
             module.backward(scale, I, T, scale, r, c, labels)
+        for sigmoid in (triton_sigmoid.in_registers, triton_sigmoid.in_blocks):
+            sigmoid(I, T, scale, scale, labels, EVERY_GRADIENT)
     found = {"sums": triton_loss.sums_kernel, "finish": triton_loss.finish_kernel,
-             "block": triton_blocks.block_kernel, "gradient": triton_loss.gradient_kernel}
+             "block": triton_blocks.block_kernel, "gradient": triton_loss.gradient_kernel,
+             "sigmoid": triton_sigmoid.rows_kernel,
+             "sigmoid, block": triton_sigmoid.sigmoid_block_kernel}
     if architecture // 10 == 9 and dtype.itemsize == 2 and D <= backends.HOPPER_FEATURES:
         for I, T, scale, labels in inputs(dtype, D, sizes):  # noqa: E741
             _, r, c = triton_hopper.forward(I, T, scale, labels)

@@ -5,9 +5,11 @@ A backend is a module with two functions ("dense" alone is a function that autog
     forward(I, T, scale, labels)                          → loss (), r (M,), c (N,) or (0,)
     backward(upstream, I, T, scale, r, c, labels, needs)  → dI (M, D), dT (N, D), ds ()
     logsumexps(I, T, scale, labels)                       → r (M,), c (N,) of these rows alone
+    sigmoid(I, T, scale, bias, labels, needs)             → Σ loss, Σ G (), G T (M, D), Gᵀ I (N, D)
 
 Loss and ds have the dtype of the scale. r and c are logarithms to the BASE that the module names;
 Triton's are in base 2. `logsumexps` is for several processes (distributed.py); "numpy" has none.
+`sigmoid` is the other loss, in one pass (sigmoid_loss.py); its sums are float32.
 `needs` says which gradients somebody wants. The others may be None, and should cost nothing: in
 LiT, or with features computed beforehand, one side is frozen.
 
@@ -44,6 +46,9 @@ class Labels(NamedTuple):
     image_ids: Tensor | None = None  # int64 (M,)
     text_ids: Tensor | None = None  # int64 (N,)
 
+    def without_ids(self) -> "Labels":
+        return Labels(self.label_offset, self.both)
+
     def block(self, rows: slice, columns: slice) -> "Labels":
         """The same for a block of S; its offset may be negative, or beyond the block."""
         offset = self.label_offset + rows.start - columns.start
@@ -77,6 +82,18 @@ def module(backend: str):
         from . import tiled as found
     else:
         from . import numpy_loss as found
+    return found
+
+
+def sigmoid(backend: str, features: Tensor, N: int):
+    """The function of the sigmoid loss of this backend, for these features (M, D) and N others."""
+    name = choose(backend, features, N)
+    if name == "triton":
+        from .triton_sigmoid import in_registers as found
+    elif name in ("blocks", "hopper"):
+        from .triton_sigmoid import in_blocks as found
+    else:
+        found = module(name).sigmoid
     return found
 
 

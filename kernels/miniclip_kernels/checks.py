@@ -52,19 +52,25 @@ def check_shapes(I, T, label_offset, direction):  # noqa: E741
 
 def check_scale(logit_scale):
     """A float or a tensor of one number; positive, as far as can be seen without waiting."""
+    check_number("logit_scale", logit_scale)
     if isinstance(logit_scale, Tensor):
-        if logit_scale.numel() != 1 or not logit_scale.is_floating_point():
-            raise ValueError("logit_scale must be a float or a tensor of one floating-point "
-                             f"number; got {tuple(logit_scale.shape)}, {logit_scale.dtype}")
         if logit_scale.device.type != "cpu" or torch.compiler.is_compiling():
             return  # reading it would wait for the GPU, or break the graph
         logit_scale = logit_scale.item()
-    elif not isinstance(logit_scale, Real) or isinstance(logit_scale, bool):
-        raise ValueError(f"logit_scale must be a float or a tensor, not {logit_scale!r}")
     # About the largest float32. A named constant would make torch.compile trace twice.
     if logit_scale <= 0 or logit_scale > 3e38:  # NaN may pass: NaN in gives NaN out
         raise ValueError("logit_scale is the multiplier: finite and positive; got "
                          f"{str(logit_scale)[:20]}")
+
+
+def check_number(name, value):
+    """A float, or a tensor of one number."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.is_floating_point():
+            raise ValueError(f"{name} must be a float or a tensor of one floating-point number; "
+                             f"got {tuple(value.shape)}, {value.dtype}")
+    elif not isinstance(value, Real) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a float or a tensor, not {value!r}")
 
 
 def check_group(group, direction, backend):

@@ -17,6 +17,11 @@ def forward(I, T, scale, labels):  # noqa: E741
     return tiled.forward(I, T, scale, labels, TILE)
 
 
+def sigmoid(I, T, scale, bias, labels, needs):  # noqa: E741
+    """As `tiled.sigmoid`."""
+    return tiled.sigmoid(I, T, scale, bias, labels, needs, TILE)
+
+
 def logsumexps(I, T, scale, labels):  # noqa: E741
     """As `tiled.logsumexps`."""
     return tiled.logsumexps(I, T, scale, labels, TILE)

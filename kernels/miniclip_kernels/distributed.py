@@ -163,68 +163,95 @@ def slab_backward(upstream, saved, ids, others, ratios, run, together, needs):
 # ------------------------------------------------------------------------------ the ring
 
 
-def stations(ids, together: Together):
-    """For each step of the ring: whose texts are here, and their labels, given their ids."""
+def stations(travellers, M, ids, together: Together):
+    """The stations of a ring, K of them: (whose texts are here, their labels, what is here).
+
+    travellers: this process's T, and whatever else belongs to its texts. At every station all
+    processes have another one's; the next are on their way while these are worked on.
+    """
+    here = [*travellers, *ids[1:]]
     for step in range(together.size):
         owner = (together.rank + step) % together.size
+        last = step == together.size - 1
+        if not last:
+            following, wait = round_the_ring(here, together)
+        yield (owner, Labels((together.rank - owner) * M, True, *ids[:1], *here[len(travellers):]),
+               here[:len(travellers)])
+        if not last:
+            wait()
+            here = following
 
-        def labels(M, text_ids, owner=owner):
-            return Labels((together.rank - owner) * M, True, *ids[:1], *text_ids)
 
-        yield step == together.size - 1, owner, labels
+class Travelling:
+    """Sums that belong to texts: each process adds its part and sends them after the texts."""
+
+    def __init__(self, together: Together, add=torch.add):
+        self.together, self.add, self.arriving = together, add, None
+
+    def take(self, part: Tensor):
+        """Add this process's part to what those before it have found for the same texts."""
+        part = part if self.arriving is None else self.add(self.home(), part)
+        self.arriving = round_the_ring([part], self.together)
+
+    def home(self) -> Tensor:
+        """What has arrived; after the last station, the sum of all for one's own texts."""
+        (received,), wait = self.arriving
+        wait()
+        return received
 
 
 def ring_forward(I, T, scale, ids, run, together):  # noqa: E741
     """→ r (M,), and c of one's own texts (M,)."""
-    here, r, arriving = [T, *ids[1:]], None, None
-    for last, _, labels in stations(ids, together):
-        if not last:
-            following, wait = round_the_ring(here, together)
-        r_part, c_part = run.logsumexps(I, here[0], scale, labels(len(I), here[1:]))
-        r = r_part if r is None else logaddexp(r, r_part, run.BASE)
-        if arriving:  # the sums of the rows that these texts have met so far
-            arriving[1]()
-            c_part = logaddexp(arriving[0][0], c_part, run.BASE)
-        arriving = round_the_ring([c_part], together)
-        if not last:
-            wait()
-            here = following
-    arriving[1]()
-    return r, arriving[0][0]
+    add = torch.logaddexp2 if run.BASE == 2 else torch.logaddexp
+    r, c = None, Travelling(together, add)
+    for _, labels, (T_here,) in stations([T], len(I), ids, together):
+        r_part, c_part = run.logsumexps(I, T_here, scale, labels)
+        r = r_part if r is None else add(r, r_part)
+        c.take(c_part)
+    return r, c.home()
 
 
 def ring_backward(upstream, saved, ids, ratios, run, together, needs):
     """As `slab_backward`, without others."""
     I, T, scale, r, c = saved  # noqa: E741
-    here, dI, ds, arriving = [T, c, *ids[1:]], None, None, None
-    for last, owner, labels in stations(ids, together):
-        if not last:
-            following, wait = round_the_ring(here, together)
-        T_here, c_here, *text_ids = here
-        parts = run.backward(upstream, I, T_here, scale, r,
-                             weighted(c_here, ratios[owner], run.BASE),
-                             labels(len(I), text_ids), needs)
+    dI = torch.zeros_like(I, dtype=scale.dtype) if needs.images else None
+    ds, dT = torch.zeros_like(scale), Travelling(together)
+    for owner, labels, (T_here, c_here) in stations([T, c], len(I), ids, together):
+        c_here = weighted(c_here, ratios[owner], run.BASE)
+        parts = run.backward(upstream, I, T_here, scale, r, c_here, labels, needs)
         if needs.images:
-            dI = parts[0].to(scale.dtype) if dI is None else dI.add_(parts[0])
-        if needs.scale:
-            ds = parts[2] if ds is None else ds + parts[2]
+            dI += parts[0]
         if needs.texts:
-            dT = parts[1].to(scale.dtype)
-            if arriving:
-                arriving[1]()
-                dT += arriving[0][0]
-            arriving = round_the_ring([dT], together)
-        if not last:
-            wait()
-            here = following
-    if needs.texts:
-        arriving[1]()
+            dT.take(parts[1].to(scale.dtype))
+        if needs.scale:
+            ds += parts[2]
     return (dI.to(I.dtype) if needs.images else None,
-            arriving[0][0].to(T.dtype) if needs.texts else None, ds)
+            dT.home().to(T.dtype) if needs.texts else None, ds)
 
 
-def logaddexp(a, b, base):
-    return torch.logaddexp2(a, b) if base == 2 else torch.logaddexp(a, b)
+def sigmoid_ring(I, T, scale, bias, ids, backend, group, needs):  # noqa: E741
+    """→ Σ loss, Σ G () of these rows; G T (M, D); Gᵀ I (M, D) of all rows, for one's own texts."""
+    together = Together.of(group)
+    check_alike(together, I.device, [*I.shape, DTYPES.index(I.dtype), len(ids) > 0])
+    run = backends.sigmoid(backend, I, len(T) * together.size)
+    loss, total = torch.zeros_like(scale), torch.zeros_like(scale)
+    sum_I = torch.zeros_like(I, dtype=scale.dtype) if needs.images else None
+    sum_T = Travelling(together)
+    for _, labels, (T_here,) in stations([T], len(I), ids, together):
+        parts = run(I, T_here, scale, bias, labels, needs)
+        loss += parts[0]
+        total += parts[1]
+        if needs.images:
+            sum_I += parts[2]
+        if needs.texts:
+            sum_T.take(parts[3])
+    return loss, total, sum_I, sum_T.home() if needs.texts else None
+
+
+def alike_or_nan(upstream: Tensor, group: str) -> Tensor:
+    """The upstream gradient, or NaN if the processes multiply their losses by different factors."""
+    everyone = gathered(upstream.reshape(1), Together.of(group))
+    return torch.where((everyone == upstream).all(), upstream, torch.nan)
 
 
 def weighted(c, ratio, base):
@@ -274,6 +301,8 @@ forward_operator = torch.library.custom_op(
     f"{NAMESPACE}::distributed_forward", forward, mutates_args=())
 backward_operator = torch.library.custom_op(
     f"{NAMESPACE}::distributed_backward", backward, mutates_args=())
+alike_operator = torch.library.custom_op(
+    f"{NAMESPACE}::alike_or_nan", alike_or_nan, mutates_args=())
 
 
 @forward_operator.register_fake
@@ -287,6 +316,11 @@ def _(I, T, scale, ids, backend, group, ring):  # noqa: E741
 @backward_operator.register_fake
 def _(upstream, saved, ids, others, backend, group, ring, needs):
     return [given.new_empty(given.shape) for given, wanted in zip(saved, needs) if wanted]
+
+
+@alike_operator.register_fake
+def _(upstream, group):
+    return torch.empty_like(upstream)
 
 
 class DistributedLoss(torch.autograd.Function):

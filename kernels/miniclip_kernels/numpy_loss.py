@@ -22,6 +22,16 @@ def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT):  # noqa
                  for found, given, wanted in zip(gradients, (I, T, scale), needs))
 
 
+def sigmoid(I, T, scale, bias, labels, needs):  # noqa: E741
+    """As `tiled.sigmoid`, all of it computed."""
+    features = [x.detach().double().cpu().numpy() for x in (I, T, scale, bias)]
+    ids = [None if x is None else x.cpu().numpy() for x in (labels.image_ids, labels.text_ids)]
+    loss, dI, dT, _, db = reference.sigmoid_loss_and_gradients(*features, labels.label_offset, *ids)
+    M, s = len(I), features[2]
+    found = [torch.as_tensor(M * x).to(scale) for x in (loss, db, dI / s, dT / s)]
+    return *found[:2], found[2] if needs.images else None, found[3] if needs.texts else None
+
+
 def run(I, T, scale, labels):  # noqa: E741
     """Loss and gradients as float64 tensors on the CPU."""
     features = [x.detach().double().cpu().numpy() for x in (I, T, scale)]

@@ -52,3 +52,26 @@ def loss_and_gradients(image_features, text_features, logit_scale, label_offset=
     dT = s * G.T @ I
     ds = np.sum(G * C)
     return L, dI, dT, ds
+
+
+def sigmoid_loss_and_gradients(image_features, text_features, logit_scale, logit_bias,
+                               label_offset=0, image_ids=None, text_ids=None):
+    """(M, D), (N, D), s, b → L, ∂L/∂I (M, D), ∂L/∂T (N, D), ∂L/∂s, ∂L/∂b, all float64.
+
+    Each entry is a question of its own: do this image and this text belong together?
+
+        Z = S + b        L = 1/M Σ_ij log(1 + exp(∓Z_ij)), − where they do, + where they don't
+
+    (Zhai et al. 2023, arXiv 2303.15343, section 3.2.) With ids, every text of the same image
+    belongs to it.
+    """
+    I, T = (np.asarray(x, np.float64) for x in (image_features, text_features))  # noqa: E741
+    s, b, M, N = float(logit_scale), float(logit_bias), len(I), len(T)
+    C = I @ T.T
+    Z = s * C + b
+    δ = labels(M, N, label_offset)
+    if image_ids is not None:
+        δ = δ | (np.asarray(image_ids)[:, None] == np.asarray(text_ids)[None, :])
+    L = np.where(δ, np.logaddexp(0, -Z), np.logaddexp(0, Z)).sum() / M
+    G = (1 / (1 + np.exp(-Z)) - δ) / M  # ∂L/∂Z: sigmoid minus truth
+    return L, s * G @ T, s * G.T @ I, np.sum(G * C), G.sum()

@@ -15,6 +15,7 @@ pass has 2 products.
 import math
 
 import torch
+import torch.nn.functional as F
 
 from .backends import EVERY_GRADIENT
 from .products import add_product, boost, product
@@ -96,6 +97,49 @@ def share_of_scale(sums, A, tile):
     for i in range(0, len(A), tile):  # some rows at a time: vecdot stores all its products
         total += torch.linalg.vecdot(sums[i:i + tile], A[i:i + tile].to(sums.dtype)).sum()
     return total
+
+
+def sigmoid(I, T, scale, bias, labels, needs, tile=None):  # noqa: E741
+    """One pass of the sigmoid loss → Σ of it (), Σ G (), G T (M, D), Gᵀ I (N, D), in `wide`.
+
+    G = σ(S + b) − δ. There is no sum to wait for: each tile's share of all four is known at once.
+    The factors 1/M and s are left to the caller. What `needs` leaves out is None.
+    """
+    tile, wide = tile or TILE, scale.dtype
+    narrow = wide if I.device.type == "cpu" else I.dtype  # of the products' factors
+    loss, total = scale.new_zeros(()), scale.new_zeros(())
+    sum_I, sum_T = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format)
+                    if wanted else None for x, wanted in ((I, needs.images), (T, needs.texts)))
+    for rows, columns in tiles(len(I), len(T), tile):
+        Z = similarities(I, T, scale, rows, columns, labels.without_ids()).add_(bias)
+        loss += F.softplus(Z).sum()
+        if labels.image_ids is None:
+            pairs = Z.diagonal(diagonal(rows, columns, labels.label_offset))
+            loss -= pairs.sum()  # softplus(−z) = softplus(z) − z
+            G = Z.sigmoid_()
+            pairs.sub_(1)
+        else:
+            belong = belonging(labels, rows, columns)
+            loss -= Z.where(belong, 0).sum()
+            G = Z.sigmoid_().sub_(belong.to(Z.dtype))
+        total += G.sum()
+        if narrow != wide:
+            G = G.mul_(boost(narrow)).to(narrow)
+        if needs.images:
+            add_product(sum_I[rows], G, T[columns].to(narrow))
+        if needs.texts:
+            add_product(sum_T[columns], G.T, I[rows].to(narrow))
+    for sums in (sum_I, sum_T):
+        if sums is not None and boost(narrow) != 1:
+            sums /= boost(narrow)
+    return loss, total, sum_I, sum_T
+
+
+def belonging(labels, rows, columns):
+    """Which entries of a tile are texts of the row's image: bool."""
+    found = labels.image_ids[rows, None] == labels.text_ids[None, columns]
+    found.diagonal(diagonal(rows, columns, labels.label_offset)).fill_(True)
+    return found
 
 
 def tiles(M, N, tile):
