@@ -30,6 +30,7 @@ from miniclip_kernels import (
     backends,
     triton_blocks,
     triton_hopper,
+    triton_hopper_sigmoid,
     triton_loss,
     triton_sigmoid,
     triton_tiles,
@@ -133,8 +134,11 @@ def compiled(architecture, dtype, D, changes, sizes):
         for I, T, scale, labels in inputs(dtype, D, sizes):  # noqa: E741
             _, r, c = triton_hopper.forward(I, T, scale, labels)
             triton_hopper.backward(scale, I, T, scale, r, c, labels)
+            triton_sigmoid.in_blocks(I, T, scale, scale, labels, EVERY_GRADIENT,
+                                     triton_hopper_sigmoid.write)
         found |= {"hopper, sums": triton_hopper.sums_kernel,
-                  "hopper, block": triton_hopper.block_kernel}
+                  "hopper, block": triton_hopper.block_kernel,
+                  "hopper, sigmoid": triton_hopper_sigmoid.sigmoid_kernel}
     return {name: launched(kernel) for name, kernel in found.items()}
 
 

@@ -21,7 +21,7 @@ and test_clip_loss.py. `best` decides when "auto" uses it.
 import importlib.util
 import math
 import warnings
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -88,10 +88,17 @@ def module(backend: str):
 def sigmoid(backend: str, features: Tensor, N: int):
     """The function of the sigmoid loss of this backend, for these features (M, D) and N others."""
     name = choose(backend, features, N)
+    if name == "hopper" and backend == "auto":
+        name = "blocks"  # until "hopper" has been measured for this loss
     if name == "triton":
         from .triton_sigmoid import in_registers as found
-    elif name in ("blocks", "hopper"):
+    elif name == "blocks":
         from .triton_sigmoid import in_blocks as found
+    elif name == "hopper":
+        from .triton_hopper_sigmoid import write
+        from .triton_sigmoid import in_blocks
+
+        found = partial(in_blocks, write=write)
     else:
         found = module(name).sigmoid
     return found

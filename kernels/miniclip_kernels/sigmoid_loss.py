@@ -39,7 +39,7 @@ def sigmoid_loss(image_features, text_features, logit_scale, logit_bias, *, imag
         group: of torch.distributed: every process brings M pairs, and texts go round among them.
             The mean over the processes is the loss of all pairs, and so are the means of the
             gradients. All must multiply the loss by the same factor; gradients are NaN otherwise.
-        backend: as of `clip_loss`. "hopper" is for the softmax only.
+        backend: as of `clip_loss`; but "auto" is never "hopper", which was never measured here.
 
     Returns:
         The loss, a scalar in float32 (float64 for float64 features), under autocast too.
@@ -50,8 +50,6 @@ def sigmoid_loss(image_features, text_features, logit_scale, logit_bias, *, imag
     Source: Zhai et al. 2023, arXiv 2303.15343, section 3.2, and 3.3 for several processes.
     """
     check_name(backend)
-    if backend == "hopper":
-        raise ValueError("backend 'hopper' has no sigmoid loss; blocks and triton do")
 
     def checked():
         I, T = map(as_autocast_would, (image_features, text_features))  # noqa: E741

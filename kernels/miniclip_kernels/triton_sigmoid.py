@@ -41,26 +41,35 @@ SMALL = tl.constexpr(2.0**-10)  # up to here log(1 + e) = e − e²/2, to the la
 
 
 @triton.jit
+def loss_and_gradient(Z, rows, columns, M, N, label_offset, row_ids, column_ids,
+                      RAGGED: tl.constexpr):
+    """A tile of Z in base 2 → its loss in base 2, and its G: float32, 0 beyond the edge."""
+    e = tl.exp2(-tl.abs(Z))  # at most 1: nothing overflows
+    softplus = tl.where(e < SMALL, (e - 0.5 * e * e) * LOG2E, tl.log2(1 + e)) + tl.maximum(
+        Z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    belong = rows[:, None] + label_offset == columns[None, :]
+    if row_ids is not None:
+        own = tl.load(row_ids + rows, mask=rows < M, other=0)[:, None]
+        others = tl.load(column_ids + columns, mask=columns < N, other=0)[None, :]
+        belong = belong | (own == others)
+    loss = tl.where(belong, softplus - Z, softplus)
+    G = tl.where(Z < 0, e, 1.0) / (1 + e)
+    G = tl.where(belong, G - 1, G)
+    if RAGGED:
+        inside = (rows < M)[:, None] & (columns < N)[None, :]
+        loss = tl.where(inside, loss, 0.0)
+        G = tl.where(inside, G, 0.0)
+    return loss, G
+
+
+@triton.jit
 def entries(S, first_row, first_column, bias, tile):
     """A tile → its sum of the loss, in base 2, and G, float32 (HEIGHT, WIDTH)."""
     rows = first_row + tl.arange(0, tile.HEIGHT)
     columns = first_column + tl.arange(0, tile.WIDTH)
     Z = dot_products(S, first_row, first_column, tile) + bias * LOG2E  # in base 2
-    e = tl.exp2(-tl.abs(Z))  # at most 1: nothing overflows
-    softplus = tl.where(e < SMALL, (e - 0.5 * e * e) * LOG2E, tl.log2(1 + e)) + tl.maximum(
-        Z, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    belong = rows[:, None] + S.label_offset == columns[None, :]
-    if S.rows.ids is not None:
-        own = tl.load(S.rows.ids + rows, mask=rows < S.rows.count, other=0)[:, None]
-        others = tl.load(S.columns.ids + columns, mask=columns < S.columns.count, other=0)[None, :]
-        belong = belong | (own == others)
-    loss = tl.where(belong, softplus - Z, softplus)
-    G = tl.where(Z < 0, e, 1.0) / (1 + e)
-    G = tl.where(belong, G - 1, G)
-    if tile.RAGGED:
-        inside = (rows < S.rows.count)[:, None] & (columns < S.columns.count)[None, :]
-        loss = tl.where(inside, loss, 0.0)
-        G = tl.where(inside, G, 0.0)
+    loss, G = loss_and_gradient(Z, rows, columns, S.rows.count, S.columns.count, S.label_offset,
+                                S.rows.ids, S.columns.ids, tile.RAGGED)
     return tl.sum(loss), G
 
 
@@ -159,8 +168,12 @@ def in_registers(I, T, scale, bias, labels, needs):  # noqa: E741
             sum_T if needs.texts else None)
 
 
-def in_blocks(I, T, scale, bias, labels, needs):  # noqa: E741
-    """As `in_registers`, with a block of G in memory."""
+def in_blocks(I, T, scale, bias, labels, needs, write=None):  # noqa: E741
+    """As `in_registers`, with a block of G in memory.
+
+    write: the function that fills it, None for the one below; `triton_hopper_sigmoid` has its own.
+    """
+    write = write or write_block
     if not (needs.images or needs.texts):
         return in_registers(I, T, scale, bias, labels, needs)
     A, B, (M, D), N = aligned(I), aligned(T), I.shape, len(T)  # cuBLAS takes any I, T
@@ -185,7 +198,7 @@ def in_blocks(I, T, scale, bias, labels, needs):  # noqa: E741
     return loss / LOG2E.value, total, sum_I, sum_T
 
 
-def write(block, I, T, scale, bias, labels):  # noqa: E741
+def write_block(block, I, T, scale, bias, labels):  # noqa: E741
     """Fill a block with BOOST · G → its losses and sums of G, a number for each tile."""
     tile, options = tile_and_options("block", I, T)
     count = cdiv(len(I), tile.HEIGHT) * cdiv(len(T), tile.WIDTH)

@@ -215,7 +215,9 @@ LANGUAGE = types.SimpleNamespace(
     full=lambda shape, value, dtype, layout: torch.full(list(shape), value, dtype=dtype),
     arange=lambda start, end, layout: torch.arange(start, end), cdiv=lambda a, b: -(-a // b),
     cast=lambda x, dtype: x, sum=lambda x, axis: x.sum(axis), exp2=torch.exp2, where=torch.where,
-    minimum=min, maximum=lambda a, b: torch.clamp(a, min=b),
+    abs=torch.abs, log2=torch.log2, minimum=min,
+    maximum=lambda a, b, propagate_nan=True: torch.clamp(a, min=b),
+    PropagateNan=types.SimpleNamespace(ALL=True),
     split=lambda x: (x[..., 0].clone(), x[..., 1].clone()))
 HOPPER = {
     "gl": LANGUAGE, "tl": LANGUAGE,
@@ -233,8 +235,16 @@ HOPPER = {
 
 
 def plain(module) -> dict:
-    """The module's names, with its Gluon functions as plain Python over the stand-ins above."""
-    names = {name: getattr(x, "value", x) for name, x in vars(module).items()} | HOPPER
+    """The module's names, with its Gluon functions as plain Python over the stand-ins above.
+
+    Functions may come from another module, with names of that one.
+    """
+    found = {}
+    for x in list(vars(module).values()):
+        if type(x).__name__ == "GluonJITFunction":
+            found |= x.fn.__globals__
+    found |= vars(module)
+    names = {name: getattr(x, "value", x) for name, x in found.items()} | HOPPER
     for name, x in list(names.items()):
         if type(x).__name__ == "GluonJITFunction":
             names[name] = types.FunctionType(x.fn.__code__, names, name, x.fn.__defaults__)
@@ -273,6 +283,6 @@ def on_cpu(module, monkeypatch, seed=0):
     engine.seed(seed)
     with monkeypatch.context() as patch:
         for name in names:
-            if name.endswith("_kernel"):
+            if name.endswith("_kernel") and hasattr(module, name):
                 patch.setattr(module, name, Launcher(names[name]))
         yield

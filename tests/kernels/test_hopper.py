@@ -20,9 +20,12 @@ import mutation
 from miniclip_kernels import (
     backends,
     clip_loss,
+    sigmoid_loss,
     triton_blocks,
     triton_hopper,
+    triton_hopper_sigmoid,
     triton_loss,
+    triton_sigmoid,
 )
 
 HERE = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
@@ -128,6 +131,88 @@ def test_the_same_bits_whatever_arrives_first(monkeypatch):
 def test_it_says_what_it_needs(dtype, D, message):
     with pytest.raises(ValueError, match=message):
         clip_loss(*torch.ones(2, 2, D, dtype=dtype), 1.0, backend="hopper")
+
+
+# ------------------------------------------------------------------------------ the sigmoid loss
+
+
+def sigmoid_errors(N, D, dtype, with_ids, monkeypatch, block=256, modules=None, loss=sigmoid_loss):
+    """Errors of loss and gradients over those of "dense", for few programs and small blocks."""
+    programs = 3 if block == 256 else 2
+    modules = modules or (backends, triton_sigmoid, triton_hopper, triton_hopper_sigmoid)
+    chosen, blocks, hopper, its = modules
+    monkeypatch.setattr(hopper, "programs", lambda device: programs)
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    here = nullcontext()
+    if not HERE:
+        monkeypatch.setattr(chosen, "check", lambda backend, features: None)
+        here = gluon_on_cpu.on_cpu(its, monkeypatch, 0)
+    case = pairs(N, N, D, dtype=dtype, captions=4 if with_ids else None)
+    ids = case.options.get("image_ids")
+
+    def results(loss, I, T, backend):  # noqa: E741
+        leaves = [x.detach().requires_grad_() for x in (I, T)]
+        leaves += [torch.tensor(x, dtype=torch.promote_types(I.dtype, torch.float32),
+                                device=I.device, requires_grad=True) for x in (10.0, -10.0)]
+        value = loss(*leaves, image_ids=ids, backend=backend)
+        value.backward()
+        return [value.detach().double(), *(x.grad.double() for x in leaves)]
+
+    with here:
+        found = results(loss, case.images, case.texts, "hopper")
+    right = results(sigmoid_loss, case.images.double(), case.texts.double(), "dense")
+    plain = results(sigmoid_loss, case.images, case.texts, "dense")
+    return [((x - y).abs().max() / (2 * (z - y).abs().max() + torch.finfo(dtype).eps
+                                    * y.abs().max())).item()
+            for x, y, z in zip(found, right, plain, strict=True)]
+
+
+@TYPES
+@pytest.mark.parametrize("N, D, with_ids", [
+    (1, 1, False), (17, 33, False), (128, 64, False), (129, 200, True), (300, 512, False),
+    (403, 33, True)])
+def test_the_sigmoid_loss_is_right(N, D, with_ids, dtype, monkeypatch):
+    errors = sigmoid_errors(N, D, dtype, with_ids, monkeypatch)
+    assert max(errors) <= 1, errors
+
+
+SIGMOID_MISTAKES = {
+    "no consumer waits for its turn": (
+        "mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER))", "pass"),
+    "both consumers count in one line": ("(program * 2 + CONSUMER) * BLOCK", "program * 2 * BLOCK"),
+    "all programs count in one line": (
+        "gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)", "gl.program_id(1)"),
+    "only the last tile counts": ("loss += loss_here", "loss = loss_here"),
+    "both consumers store from the same buffers": ("2 * CONSUMER + q % 2", "q % 2"),
+    "a quarter has another's columns": (
+        "block * BLOCK, tile * BLOCK + q * WIDTH", "block * BLOCK, tile * BLOCK"),
+    "the block of I is given back by one": ("mbarrier.arrive(resident.empty)", "pass"),
+    "no fence before a quarter leaves": ("hopper.fence_async_shared()", "pass"),
+    "a quarter is written over one before": ("tma.store_wait(1)", "tma.store_wait(2)"),
+    "the end does not wait": ("tma.store_wait(0)", "pass"),
+    "the bias is forgotten": ("+ gl.load(bias)", "+ 0.0")}
+
+
+@pytest.mark.slow
+@ON_CPU
+@pytest.mark.parametrize("mistake", SIGMOID_MISTAKES)
+@pytest.mark.filterwarnings("ignore")  # of threads that end with the mistake
+def test_a_mistake_in_the_sigmoid_is_found(mistake, tmp_path, monkeypatch):
+    monkeypatch.setattr(gluon_on_cpu, "SECONDS", 2.0)
+    monkeypatch.setattr(gluon_on_cpu, "EARLY", 0.0)
+    package = mutation.copied_package(tmp_path, monkeypatch, "triton_hopper_sigmoid.py",
+                                      *SIGMOID_MISTAKES[mistake])
+    modules = [mutation.module_of(package, name) for name in (
+        "backends", "triton_sigmoid", "triton_hopper", "triton_hopper_sigmoid")]
+    try:
+        errors = sigmoid_errors(600, 300, torch.float16, True, monkeypatch, block=1024,
+                                modules=modules, loss=package.sigmoid_loss)
+    except (gluon_on_cpu.Deadlock, AssertionError) as error:
+        assert "must be there once" not in str(error)
+    else:
+        assert not max(errors) <= 2
+    finally:
+        mutation.forget(package)
 
 
 # ------------------------------------------------------------------------------ mistakes

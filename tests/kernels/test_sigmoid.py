@@ -287,7 +287,7 @@ X = torch.eye(4)
     ((X, X, 9.0, None), {}, "logit_bias must be a float or a tensor, not None"),
     ((X, X, 9.0, torch.ones(2)), {}, "logit_bias must be a float or a tensor of one floating"),
     ((X, X, 9.0, True), {}, "logit_bias must be a float or a tensor, not True"),
-    ((X, X, 9.0, 0.0), {"backend": "hopper"}, "backend 'hopper' has no sigmoid loss"),
+    ((X, X, 9.0, 0.0), {"backend": "hopper"}, "backend 'hopper' takes bfloat16 or float16 and D"),
     ((X, X, 9.0, 0.0), {"backend": "cuda"}, "backend 'cuda' is not one of auto, triton"),
     ((X, X, 9.0, 0.0), {"image_ids": torch.ones(4)}, "image_ids must be a tensor (4,) of int64"),
     ((X, X, 9.0, 0.0), {"group": 3}, "group must be a torch.distributed.ProcessGroup")])
