@@ -45,11 +45,13 @@ class ModelConfig:
     text_layers: int = setting(12, "blocks of the text tower")
     text_heads: int = setting(8, "attention heads of the text tower")
     quick_gelu: bool = setting(True, "OpenAI's x * sigmoid(1.702 x) in place of the exact GELU")
+    loss: str = setting("softmax", "what it learns by: 'softmax' (CLIP) or 'sigmoid' (SigLIP)")
 
     def __post_init__(self):
         object.__setattr__(self, "stem", tuple(self.stem))  # JSON has only lists
         check(
             self, ("pool", lambda x: x in ("cls", "mean"), "it must be 'cls' or 'mean'"),
+            ("loss", lambda x: x in ("softmax", "sigmoid"), "it must be 'softmax' or 'sigmoid'"),
             ("embed_dim image_size patch_size vision_width vision_heads text_width text_heads",
              lambda x: 1 <= x <= 16384, "it must be from 1 to 16384"),
             ("stem", lambda x: all(1 <= c <= 16384 for c in x), "channels are from 1 to 16384"),

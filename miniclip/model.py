@@ -172,7 +172,9 @@ class CLIP(nn.Module):
     """Both towers and the learnt temperature. `init_weights` or a file must fill the weights.
 
     `logit_scale` holds the logarithm of the multiplier, as in OpenAI's and open_clip's models:
-    it starts at ln(1/0.07) (section 2.5) and `clamp_scale_` keeps the multiplier ≤ 100.
+    it starts at ln(1/0.07) (section 2.5) and `clamp_scale_` keeps the multiplier ≤ 100. A model
+    that learns by the sigmoid loss has a `logit_bias` too; both start where SigLIP's do, at ln 10
+    and −10 (Zhai et al. 2023, arXiv 2303.15343, section 3.2).
     """
 
     def __init__(self, config: ModelConfig):
@@ -181,6 +183,7 @@ class CLIP(nn.Module):
         self.vision = VisionTransformer(config)
         self.text = TextTransformer(config)
         self.logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_bias = nn.Parameter(torch.empty(())) if config.loss == "sigmoid" else None
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> "CLIP":
@@ -216,6 +219,9 @@ class CLIP(nn.Module):
         if self.vision.class_token is not None:
             normal(self.vision.class_token, self.vision.class_token.numel() ** -0.5)
         self.logit_scale.fill_(math.log(1 / 0.07))
+        if self.logit_bias is not None:
+            self.logit_scale.fill_(math.log(10))
+            self.logit_bias.fill_(-10)
         return self
 
     @torch.no_grad()

@@ -70,12 +70,16 @@ def mark(axis, height: float, label: str):
 
 
 def training_curves(rows: list[dict], batch_size: int, images: int, path: Path):
-    """metrics.jsonl → loss with ln B, the loss of guessing; R@10 both ways with its chance."""
+    """metrics.jsonl → loss with ln B, the loss of guessing; R@10 both ways with its chance.
+
+    batch_size: B; 0 for the sigmoid loss, where guessing has no such number.
+    """
     steps = [row for row in rows if "loss" in row]
     tests = [row for row in rows if "image_to_text" in row]
     with drawing(path, 1, 2, figsize=(9, 3.4)) as (left, right):
         left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=BLUE, lw=1)
-        mark(left, math.log(batch_size), f"ln {batch_size}, the loss of guessing")
+        if batch_size:
+            mark(left, math.log(batch_size), f"ln {batch_size}, the loss of guessing")
         left.set(title="Contrastive loss of the training batches", xlabel="step", ylim=(0, None))
         for way, color, label in (("image_to_text", BLUE, "image → text"),
                                   ("text_to_image", ORANGE, "text → image")):
@@ -465,7 +469,8 @@ def confusion_picture(confusion, names: list[str], path):
 
 def draw_run(folder: Path, model, tokenizer, pairs: Pairs, batch_size: int):
     """The four pictures of a run, into its folder."""
-    training_curves(read_rows(folder / "metrics.jsonl"), batch_size, len(pairs),
+    questions = batch_size if model.config.loss == "softmax" else 0
+    training_curves(read_rows(folder / "metrics.jsonl"), questions, len(pairs),
                     folder / "curves.png")
     similarity_matrices(read_rows(folder / "similarity.jsonl"), folder / "similarity.png")
     retrieval_sheet(model, tokenizer, pairs, folder / "retrieval.png")

@@ -19,7 +19,7 @@ from pathlib import Path
 from shlex import quote
 
 import torch
-from miniclip_kernels import clip_loss
+from miniclip_kernels import clip_loss, sigmoid_loss
 from tqdm import tqdm
 
 from miniclip import plots
@@ -107,7 +107,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
 
                 with fast_math(device):
                     image_features, text_features, scale = model(pixels, tokens)  # (B, D) twice, ()
-                loss = clip_loss(image_features.float(), text_features.float(), scale)
+                loss = contrast(model, image_features.float(), text_features.float(), scale)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
                 for optimizer in optimizers:
@@ -160,6 +160,13 @@ their captions name places and colours. Figures for photographs need photographs
 run the same command again with a network. Or put its parquet files, or its images with
 captions.txt, into a folder and set MINICLIP_DATA=/path/to/folder.
 """
+
+
+def contrast(model: CLIP, image_features, text_features, scale) -> torch.Tensor:
+    """Features (B, D) twice, () → the loss that the model learns by, (): softmax or sigmoid."""
+    if model.logit_bias is None:
+        return clip_loss(image_features, text_features, scale)
+    return sigmoid_loss(image_features, text_features, scale, model.logit_bias)
 
 
 def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):

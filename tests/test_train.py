@@ -22,6 +22,7 @@ from miniclip_kernels import clip_loss
 from small_data import write_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import miniclip
 from miniclip.cli import main
 from miniclip.config import TINY, TrainConfig, load_config
 from miniclip.data import batches, sources
@@ -111,6 +112,18 @@ def test_it_learns_a_batch_by_heart(tmp_path, every_step):
     # Before it has learnt, it can't be better than guessing; confidently wrong, it can be worse.
     assert rows[0]["loss"] > math.log(16) - 0.3
     assert rows[-1]["loss"] < 0.3 and rows[-1]["accuracy"] > 0.9
+
+
+def test_it_learns_by_the_sigmoid_too(tmp_path, every_step):
+    """`--loss sigmoid`: scale and bias begin where SigLIP's do, and are learnt and kept."""
+    config = replace(CONFIG, limit=16, steps=60, eval_every=60, crop=1.0, jitter=0.0, warmup=5)
+    train(config, replace(MODEL, loss="sigmoid"), tmp_path / "run", device="cpu")
+    rows = [row for row in losses(tmp_path / "run") if "loss" in row]
+    # At first all 240 wrong entries cost next to nothing, and the right ones 10 minus their share.
+    assert 5 < rows[0]["loss"] < 15 and rows[-1]["loss"] < 2 and rows[-1]["accuracy"] > 0.8
+    assert rows[0]["scale"] == pytest.approx(10, rel=0.01)
+    model, *_ = miniclip.load(tmp_path / "run")
+    assert model.config.loss == "sigmoid" and model.logit_bias.item() != -10
 
 
 @pytest.mark.slow

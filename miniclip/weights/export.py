@@ -38,7 +38,8 @@ def export(run: str, path: str, format: str) -> Path:
         format: "openai", a .pt of tensors for openai/CLIP's `clip.load` (its `clip.tokenize` knows
             no vocabulary but CLIP's, so texts go through the run's tokenizer); "open_clip", a
             folder for `create_model` and `get_tokenizer("local-dir:PATH")`; or "hf", a folder for
-            transformers' `CLIPModel.from_pretrained`. Folders hold the vocabulary too.
+            transformers' `CLIPModel.from_pretrained`. Folders hold the vocabulary too. The bias of
+            a model that learnt by the sigmoid loss goes to open_clip only: the others have none.
 
     Raises:
         ValueError: the format can't express the model, or the path exists. Nothing half-written is
@@ -54,8 +55,11 @@ def export(run: str, path: str, format: str) -> Path:
         raise ValueError(f"{path.parent}: no such folder to write to")
     check_expressible(model.config, run, format)
     column = HF if format == "hf" else OPENAI
+    weights = model.state_dict()
+    if format != "open_clip":  # the others' models have none; cosines are the same without
+        weights.pop("logit_bias", None)
     tensors = {other: part.clone(memory_format=torch.contiguous_format)
-               for name, tensor in model.state_dict().items()
+               for name, tensor in weights.items()
                for other, part in theirs(name, tensor, column).items()}
     if format == "openai":
         write_atomically(path, lambda temporary: torch.save(tensors, temporary))
@@ -115,6 +119,7 @@ def open_clip_settings(config: ModelConfig) -> dict[str, dict]:
     """The same for open_clip."""
     return {OPEN_CLIP_CONFIG: {"preprocess_cfg": {"mean": MEAN, "std": STD}, "model_cfg": {
         "embed_dim": config.embed_dim, "quick_gelu": config.quick_gelu,
+        **({"init_logit_bias": -10} if config.loss == "sigmoid" else {}),
         "vision_cfg": {"image_size": config.image_size, "patch_size": config.patch_size,
                        "width": config.vision_width, "layers": config.vision_layers,
                        "head_width": config.vision_width // config.vision_heads},

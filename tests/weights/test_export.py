@@ -78,6 +78,21 @@ def test_transformers_opens_what_is_exported(tmp_path, quick_gelu):
     torch.testing.assert_close(Transform(ODD.image_size)(image), found, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_the_sigmoids_bias_goes_where_there_is_a_place_for_it(tmp_path, format):
+    """open_clip's models have a logit_bias; openai's and transformers' have none."""
+    run = write_run(tmp_path / "run", replace(CLIPS, loss="sigmoid"))
+    path = export.export(run, tmp_path / "to", format)
+    if format == "openai":
+        tensors = torch.load(path, weights_only=True)
+    else:
+        tensors = load_file(next(path.glob("*.safetensors")))
+    assert ("logit_bias" in tensors) == (format == "open_clip")
+    if format == "open_clip":
+        config = json.loads((path / "open_clip_config.json").read_text())
+        assert config["model_cfg"]["init_logit_bias"] == -10
+
+
 def listing(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
