@@ -6,7 +6,8 @@ RECORDS ?= miniclip/results
 ARGS   ?=
 
 KERNEL_TESTS := tests/kernels/test_clip_loss.py tests/kernels/test_parity.py \
-                tests/kernels/test_mutants.py tests/kernels/test_reference.py
+                tests/kernels/test_mutants.py tests/kernels/test_reference.py \
+                tests/kernels/test_sigmoid.py
 KERNEL_BENCH := kernels/benchmarks
 BIN   := $(if $(VENV),$(VENV)/bin/)
 READY := $(if $(VENV),$(VENV)/.ready)

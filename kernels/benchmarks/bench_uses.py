@@ -9,6 +9,7 @@ how many times as long theirs takes:
     both towers          as in training
     images, texts frozen one side wants no gradient (LiT, features computed beforehand)
     under autocast       float32 features, as F.normalize gives them, under autocast in bfloat16
+    sigmoid              SigLIP's loss, with each backend that may be the best
     float32, tf32        without autocast; PyTorch's switch at "highest" and at "high"
     one rank of 8, of 64 what one process of several computes, its M pairs against all N: ours makes
                          one slab, theirs (local_loss, gather_with_grad) two; nothing travels here
@@ -24,7 +25,7 @@ import records
 import torch
 import torch.nn.functional as F
 from measuring import GPU_SECONDS, asking, inputs, times
-from miniclip_kernels import backends, clip_loss
+from miniclip_kernels import backends, clip_loss, sigmoid_loss
 from miniclip_kernels.backends import EVERY_GRADIENT, Labels
 from peers import eager
 
@@ -62,6 +63,12 @@ def two_slabs(I, every_I, every_T, scale, rank):  # noqa: E741
     return torch.autograd.grad(loss, [every_I, every_T, scale])
 
 
+def eager_sigmoid(I, T, scale, bias):  # noqa: E741
+    """The formula of open_clip 3.3.0's SigLipLoss."""
+    labels = 2 * torch.eye(len(I), device=I.device, dtype=I.dtype) - 1
+    return -F.logsigmoid(labels * (scale * I @ T.T + bias)).sum() / len(I)
+
+
 def uses(cuda):
     """(name, ours, theirs), calls without arguments; and N of each."""
     N = SIZES[cuda]
@@ -73,6 +80,12 @@ def uses(cuda):
     autocast = {"device_type": I.device.type, "dtype": torch.bfloat16}
     yield "under autocast", N, *(partial(gradients, loss, wide, autocast)
                                  for loss in (clip_loss, eager))
+    bias = torch.tensor(-10.0, device=I.device, requires_grad=True)
+    has_hopper = cuda and backends.choose("auto", I, N) == "hopper"
+    for backend in ("auto", "hopper")[:1 + has_hopper]:
+        losses = partial(sigmoid_loss, backend=backend), eager_sigmoid
+        yield f"sigmoid, {backend}", N, *(partial(gradients, loss, [I, T, scale, bias])
+                                          for loss in losses)
     for name, switch in (("float32", "highest"), ("tf32", "high"))[:1 + cuda]:
         yield name, N, *(partial(switched, switch, loss, wide) for loss in (clip_loss, eager))
     for count, part in RANKS:

@@ -198,9 +198,9 @@ def test_the_loss_as_people_use_it(monkeypatch, tmp_path, capsys):
     record = json.loads(only(tmp_path / "uses", "*.json").read_text())
     assert [(row["use"], row["N"]) for row in record["rows"]] == [
         ("both towers", 64), ("images frozen", 64), ("texts frozen", 64), ("under autocast", 64),
-        ("float32", 64), ("one rank of 8", 128), ("one rank of 64", 256)]
+        ("sigmoid, auto", 64), ("float32", 64), ("one rank of 8", 128), ("one rank of 64", 256)]
     assert all(row["ms"] > 0 and row["open_clip_ms"] > 0 for row in record["rows"])
-    assert capsys.readouterr().out.count(" ×\n") == 7
+    assert capsys.readouterr().out.count(" ×\n") == 8
 
 
 def test_what_is_timed_as_open_clips_is_right():

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kernel_truth import BLOCKS, DEVICE, FALLBACK, TRITON, pairs, run, truth
-from miniclip_kernels import ClipLoss, autograd, backends, clip_loss, tiled
+from miniclip_kernels import ClipLoss, autograd, backends, clip_loss, sigmoid_loss, tiled
 from miniclip_kernels.backends import choose
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -613,6 +613,64 @@ def test_tiled_makes_nothing_as_large_as_the_features_but_the_gradients(dtype):
     casts = [] if dtype == torch.float32 else ["aten::_to_copy"] * 2
     assert [name.split(".")[0] for name in fresh if "detach" not in name] == [
         "aten::zeros_like"] * 2 + casts
+
+
+# ------------------------------------------------------------------------------ on a GPU
+
+ON_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")
+KINDS = pytest.mark.parametrize("backend", ["auto", "triton", "blocks", "chunked"])
+LOSSES = pytest.mark.parametrize("sigmoid", [False, True], ids=["softmax", "sigmoid"])
+
+
+def step(sigmoid, backend, images, texts, scale, ids):
+    """Loss and gradients of one call, with gradients of the scale."""
+    if sigmoid:
+        loss = sigmoid_loss(images, texts, scale, -10.0, image_ids=ids, backend=backend)
+    else:
+        loss = clip_loss(images, texts, scale, image_ids=ids, backend=backend)
+    return [loss, *torch.autograd.grad(loss, [images, texts, scale])]
+
+
+@ON_CUDA
+@LOSSES
+@KINDS
+def test_no_call_waits_for_the_gpu(backend, sigmoid):
+    """Loss and gradients, with ids, in 16 bits; PyTorch raises where something would wait."""
+    images, texts = features(1000, 64, dtype=torch.bfloat16)
+    scale, ids = torch.tensor(10.0, device=DEVICE, requires_grad=True), torch.arange(1000) // 2
+    ids = ids.to(DEVICE)
+    step(sigmoid, backend, images, texts, scale, ids)  # compiles, and asks what works
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(sigmoid, backend, images, texts, scale, ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@ON_CUDA
+@LOSSES
+@KINDS
+def test_a_whole_step_is_captured_in_a_cuda_graph(backend, sigmoid):
+    """Replayed with other features it gives their loss and gradients."""
+    images, texts = features(1000, 64, dtype=torch.bfloat16)
+    others = features(1000, 64, seed=1, dtype=torch.bfloat16)
+    scale, ids = torch.tensor(10.0, device=DEVICE, requires_grad=True), torch.arange(1000) // 2
+    given = [backend, images, texts, scale, ids.to(DEVICE)]
+    expected = step(sigmoid, backend, *others, scale, given[-1])
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(sigmoid, *given)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(sigmoid, *given)
+    with torch.no_grad():
+        images.copy_(others[0])
+        texts.copy_(others[1])
+    graph.replay()
+    assert all(x.equal(y) for x, y in zip(found, expected, strict=True))
 
 
 # ------------------------------------------------------------------------------ the choice
