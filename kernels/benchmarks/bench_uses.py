@@ -58,9 +58,14 @@ def two_slabs(I, every_I, every_T, scale, rank):  # noqa: E741
     → the gradients of every image, every text and the scale."""
     own = slice(rank * len(I), (rank + 1) * len(I))
     truth = torch.arange(own.start, own.stop, device=I.device)
-    loss = (F.cross_entropy(scale * every_I[own] @ every_T.T, truth)
-            + F.cross_entropy(scale * every_T[own] @ every_I.T, truth)) / 2
-    return torch.autograd.grad(loss, [every_I, every_T, scale])
+    own_I, own_T = (x.detach()[own].requires_grad_() for x in (every_I, every_T))
+    loss = (F.cross_entropy(scale * own_I @ every_T.T, truth)
+            + F.cross_entropy(scale * own_T @ every_I.T, truth)) / 2
+    dI, dT, every_dI, every_dT, ds = torch.autograd.grad(
+        loss, [own_I, own_T, every_I, every_T, scale])
+    every_dI[own] += dI
+    every_dT[own] += dT
+    return every_dI, every_dT, ds
 
 
 def eager_sigmoid(I, T, scale, bias):  # noqa: E741

@@ -1,6 +1,6 @@
 """The backends, the choice among them, and their common interface.
 
-A backend is a module with two functions ("dense" alone is a function that autograd follows):
+A backend is a module with these functions ("dense" alone is a function that autograd follows):
 
     forward(I, T, scale, labels)                          → loss (), r (M,), c (N,) or (0,)
     backward(upstream, I, T, scale, r, c, labels, needs)  → dI (M, D), dT (N, D), ds ()
@@ -9,7 +9,8 @@ A backend is a module with two functions ("dense" alone is a function that autog
 
 Loss and ds have the dtype of the scale. r and c are logarithms to the BASE that the module names;
 Triton's are in base 2. `logsumexps` is for several processes (distributed.py); "numpy" has none.
-`sigmoid` is the other loss, in one pass (sigmoid_loss.py); its sums are float32.
+`sigmoid` is the other loss, in one pass (sigmoid_loss.py); its sums have the scale's dtype. That of
+Triton's backends is in modules of its own: ask the function `sigmoid` below.
 `needs` says which gradients somebody wants. The others may be None, and should cost nothing: in
 LiT, or with features computed beforehand, one side is frozen.
 
@@ -87,9 +88,12 @@ def module(backend: str):
 
 def sigmoid(backend: str, features: Tensor, N: int):
     """The function of the sigmoid loss of this backend, for these features (M, D) and N others."""
-    name = choose(backend, features, N)
-    if name == "hopper" and backend == "auto":
-        name = "blocks"  # until "hopper" has been measured for this loss
+    if backend == "auto":  # "hopper" has not been measured for this loss
+        name = best(features, N, hopper=False)
+        if torch.version.hip and name in TRITON:
+            name = "chunked"  # `works` tries the other loss's kernels
+    else:
+        name = choose(backend, features, N)
     if name == "triton":
         from .triton_sigmoid import in_registers as found
     elif name == "blocks":
@@ -120,8 +124,11 @@ def choose(backend: str, features: Tensor, N: int) -> str:
     return backend
 
 
-def best(features: Tensor, N: int) -> str:
-    """The fastest backend, or nearly, for these M features and N others, as measured on an H200."""
+def best(features: Tensor, N: int, hopper: bool = True) -> str:
+    """The fastest backend, or nearly, for these M features and N others, as measured on an H200.
+
+    hopper: whether "hopper" may be chosen.
+    """
     M, D = features.shape
     if features.device.type == "cpu":
         return "tiled"
@@ -139,7 +146,7 @@ def best(features: Tensor, N: int) -> str:
     if torch.version.hip:  # AMD's GPUs: nothing here was ever run on one
         return found if works(found, features.device, features.dtype, "chunked") else "chunked"
     fits = capability[0] == 9 and features.itemsize == 2 and D <= HOPPER_FEATURES
-    if few or not fits:
+    if few or not fits or not hopper:
         return found
     return "hopper" if works("hopper", features.device, features.dtype, found) else found
 
@@ -166,6 +173,7 @@ def works(backend: str, device, dtype, otherwise: str) -> bool:
     return False
 
 
+@torch.inference_mode(False)  # a first call may be a validation: nothing would be recorded there
 def difference(backend: str, device, dtype) -> float:
     """Loss and gradients of 150 pairs, beside "dense" in float32: the largest difference over what
     is allowed, 1 % of the largest entry (of 16 bits; 0.01 % of 32).
@@ -173,10 +181,13 @@ def difference(backend: str, device, dtype) -> float:
     from .dense import dense_loss
 
     generator = torch.Generator().manual_seed(0)
-    I, T = (torch.randn(150, 48, generator=generator) / 48**0.5 for _ in range(2))  # noqa: E741
+    usual = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are
+    I, T = (torch.randn(150, 48, generator=generator, **usual) / 48**0.5  # noqa: E741
+            for _ in range(2))
     I, T = (x.to(device, dtype) for x in (I, T + I))  # noqa: E741
     ids = torch.arange(150, device=device) // 2
-    labels, scale = Labels(0, True, ids, ids), torch.full((), 9.0, device=device)
+    labels = Labels(0, True, ids, ids)
+    scale = torch.full((), 9.0, dtype=torch.float32, device=device)
     with torch.enable_grad():  # it may be off: this is asked within a forward pass
         leaves = [x.detach().float().requires_grad_() for x in (I, T, scale)]
         loss = dense_loss(*leaves, labels)

@@ -16,9 +16,10 @@ The computation is in `reference` (the equations), `tiled` (PyTorch), `triton_lo
 import torch
 from torch import Tensor, nn
 
+from . import backends
 from .autograd import Loss, autocast_is_on
 from .backends import Labels, check_name
-from .checks import check_group, check_ids, check_input, process_group
+from .checks import check_group, check_ids, check_input, check_number, process_group
 from .dense import dense_loss
 
 
@@ -41,8 +42,8 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
             same image is not a wrong answer. If M = N, one of the two arguments is enough.
         group: of torch.distributed, such as `torch.distributed.group.WORLD`. Every process of it
             brings M pairs (direction "both", M = N), and gets its share of the loss of all: the
-            mean over the processes is that loss, and so are the means of the gradients. If they
-            multiply it by different factors, these must be positive. Not for "dense" and "numpy".
+            mean over the processes is that loss, and so are the means of the gradients. If the
+            processes multiply it by different factors, gradients are NaN. Not for "dense", "numpy".
         ring: with a group, send texts round instead of gathering them: less memory, more traffic.
         backend: one of
 
@@ -51,7 +52,7 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
             | "triton" | CUDA; CPU with TRITON_INTERPRET=1; D ≤ 2048  | 5 or more | nothing       |
             | "blocks" | the same                                     | 4        | up to 128 MiB  |
             | "hopper" | compute capability 9, 16 bits, D ≤ 512       | 4        | up to 128 MiB  |
-            | "chunked" | any device, made for accelerators           | 4        | up to 256 MiB  |
+            | "chunked" | any device, made for accelerators           | 4        | up to 400 MiB  |
             | "tiled"  | any device, made for CPUs                    | 4        | a tile         |
             | "dense"  | any device: plain PyTorch                    | 3        | all of it      |
             | "numpy"  | CPU, float64: the reference                  | 3        | all of it      |
@@ -74,27 +75,46 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
 
     Source: Radford et al. 2021, arXiv 2103.00020, section 2.3 and Figure 3.
     """
-    check_name(backend)
-
-    def checked():
-        I, T = map(as_autocast_would, (image_features, text_features))  # noqa: E741
-        check_input(I, T, logit_scale, label_offset, direction)
-        return I, T, *check_ids(I, T, image_ids, text_ids)
-
+    I, T, image_ids, text_ids = checked_by_everyone(  # noqa: E741
+        image_features, text_features, logit_scale, label_offset, direction, (image_ids, text_ids),
+        backend, group)
     if group is not None:
-        from .distributed import DistributedLoss, checked_by_all  # not in every build of PyTorch
+        from .distributed import DistributedLoss  # not in every build of PyTorch
 
-        check_group(group, direction, backend)
-        I, T, image_ids, text_ids = checked_by_all(group, checked)  # noqa: E741
         loss, settings = DistributedLoss, (backend, group.group_name, ring)
     else:
-        I, T, image_ids, text_ids = checked()  # noqa: E741
         loss, settings = Loss, (label_offset, direction == "both", backend)
     scale = scale_tensor(logit_scale, I)
     if backend == "dense":
         labels = Labels(label_offset, direction == "both", image_ids, text_ids)
         return dense_loss(I, T, scale, labels)
     return loss.apply(I, apart(T, I), scale, settings, image_ids, apart(text_ids, image_ids))
+
+
+def checked_by_everyone(I, T, scale, label_offset, direction, ids, backend, group,  # noqa: E741
+                        numbers=()):
+    """→ features as autocast wants them, and ids; or a ValueError, on every rank of the group.
+
+    numbers: (name, value) of what else must be a number. (A default 0.0 would make torch.compile
+    trace twice.)
+    """
+    check_name(backend)
+
+    def checked():
+        images, texts = map(as_autocast_would, (I, T))
+        check_input(images, texts, scale, label_offset, direction)
+        for name, value in numbers:
+            check_number(name, value)
+        if group is not None and not torch.compiler.is_compiling():
+            backends.check(backend, images)  # what can't run on one machine is told to all
+        return images, texts, *check_ids(images, texts, *ids)
+
+    if group is None:
+        return checked()
+    from .distributed import checked_by_all  # not in every build of PyTorch
+
+    check_group(group, direction, backend)
+    return checked_by_all(group, (I, T), checked)
 
 
 def as_autocast_would(features):

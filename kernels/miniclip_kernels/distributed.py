@@ -14,8 +14,8 @@ what the columns of all slabs are. So one slab is enough, and one side travels:
     G_k from r_k and c;  dI_k = G_k T is whole                     3 products
     dT = Σ_k G_kᵀ I_k goes home by reduce-scatter                  N · D numbers
 
-`Slab` does that. `Ring` never gathers all of T, for batches where even N · D is too much: texts go
-round from process to process, M at a time. Their column sums, and later their gradients, travel
+The slab does that. The ring never gathers all of T, for batches where even N · D is too much: texts
+go round from process to process, M at a time. Their column sums, and later their gradients, travel
 with them. The next texts are on their way while those that are here are multiplied. The ring sends
 T twice, and dT in float32.
 
@@ -24,6 +24,7 @@ that DistributedDataParallel takes. (It is what open_clip calls local_loss with 
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -87,9 +88,11 @@ def round_the_ring(tensors, together: Together):
 
     What is received is there once `wait` has been called.
     """
+    tensors = [x.contiguous() for x in tensors]
+    if together.size == 1:  # gloo can't send to itself
+        return tensors, lambda: None
     before, after = (dist.get_global_rank(together.group, (together.rank + step) % together.size)
                      for step in (-1, 1))
-    tensors = [x.contiguous() for x in tensors]
     received = [torch.empty_like(x) for x in tensors]
     requests = dist.batch_isend_irecv([
         *(dist.P2POp(dist.isend, x, before, together.group) for x in tensors),
@@ -102,16 +105,22 @@ def round_the_ring(tensors, together: Together):
     return received, wait
 
 
+@cache
+def aside(device):
+    """A stream for questions. Each stream keeps memory of its own, so there is one a device."""
+    return torch.cuda.Stream(device)
+
+
 def check_alike(together: Together, device, mine: list[int]):
     """ValueError on every process, if what they want to compare is not alike.
 
-    mine: M, D, the number of the dtype, whether there are ids; M is −1 if this process has refused
-    its input, so that the others don't wait for it.
+    mine: M, D, the number of the dtype, whether there are ids, a number for all else that must be
+    alike; M is −1 if this process has refused its input, so that the others don't wait for it.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return  # a graph is captured once it has run
-    if device.type == "cuda":  # on a stream of its own: it does not wait for the towers' work
-        with torch.cuda.stream(torch.cuda.Stream(device)):
+    if device.type == "cuda":  # it waits for this group's earlier collectives, not for other work
+        with torch.cuda.stream(aside(device)):
             everyone = gathered(torch.tensor([mine], device=device), together).tolist()
     else:
         everyone = gathered(torch.tensor([mine], device=device), together).tolist()
@@ -120,22 +129,31 @@ def check_alike(together: Together, device, mine: list[int]):
     refused = [str(rank) for rank, found in enumerate(everyone) if found[0] < 0]
     if refused:
         raise ValueError(f"rank {', '.join(refused)} refused its input; its own error says why")
+    if len({tuple(kind) for *kind, _ in everyone}) == 1:
+        raise ValueError("all ranks must call the loss alike: the same backend, ring or no ring, "
+                         "and with gradients for the texts on all or on none")
     told = "; ".join(
         f"rank {rank}: {M} pairs of {D} features, {DTYPES[dtype]}{', with ids' * ids}"
-        for rank, (M, D, dtype, ids) in enumerate(everyone))
+        for rank, (M, D, dtype, ids, _) in enumerate(everyone))
     raise ValueError(f"all ranks must bring as many pairs of the same kind; {told}")
 
 
-def checked_by_all(group, check):
-    """What check() gives. If it raises ValueError here, all others raise one: nobody waits."""
+def checked_by_all(group, features, check):
+    """What check() gives. If it raises ValueError here, all others raise one: nobody waits.
+
+    features: images and texts as given. Where they are, the others' are too.
+    """
     try:
         return check()
     except ValueError:
         if not torch.compiler.is_compiling():
-            on_gpu = "nccl" in dist.get_backend(group)
-            device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else (
-                torch.device("cpu"))
-            check_alike(Together.of(group.group_name), device, [-1, 0, 0, 0])
+            near = [x.device for x in features if isinstance(x, Tensor) and not x.is_meta]
+            if not near:  # a guess
+                on_gpu = torch.cuda.is_available() and dist.get_backend(group) != "gloo"
+                near = [torch.device("cuda", torch.cuda.current_device()) if on_gpu
+                        else torch.device("cpu")]
+            device = max(near, key=lambda x: x.type != "cpu")
+            check_alike(Together.of(group.group_name), device, [-1, 0, 0, 0, 0])
         raise
 
 
@@ -151,11 +169,10 @@ def slab_forward(I, T, scale, ids, run, together):  # noqa: E741
     return r, merged(c, run.BASE, together), [every_T, *every_id]
 
 
-def slab_backward(upstream, saved, ids, others, ratios, run, together, needs):
-    """→ dI (M, D), dT (M, D), ds (), or None. ratios: the others' upstream gradients over this."""
-    (I, T, scale, r, c), (every_T, *every_id) = saved, others  # noqa: E741
+def slab_backward(upstream, saved, ids, others, run, together, needs):
+    """→ dI (M, D), dT (M, D), ds (), or None."""
+    (I, _, scale, r, c), (every_T, *every_id) = saved, others  # noqa: E741
     labels = Labels(together.rank * len(I), True, *ids[:1], *every_id)
-    c = weighted(c, ratios.repeat_interleave(len(T)), run.BASE)
     dI, dT, ds = run.backward(upstream, I, every_T, scale, r, c, labels, needs)
     return dI, sent_home(dT, together) if needs.texts else None, ds
 
@@ -164,7 +181,7 @@ def slab_backward(upstream, saved, ids, others, ratios, run, together, needs):
 
 
 def stations(travellers, M, ids, together: Together):
-    """The stations of a ring, K of them: (whose texts are here, their labels, what is here).
+    """The stations of a ring, K of them: (the labels of the texts that are here, what is here).
 
     travellers: this process's T, and whatever else belongs to its texts. At every station all
     processes have another one's; the next are on their way while these are worked on.
@@ -175,7 +192,7 @@ def stations(travellers, M, ids, together: Together):
         last = step == together.size - 1
         if not last:
             following, wait = round_the_ring(here, together)
-        yield (owner, Labels((together.rank - owner) * M, True, *ids[:1], *here[len(travellers):]),
+        yield (Labels((together.rank - owner) * M, True, *ids[:1], *here[len(travellers):]),
                here[:len(travellers)])
         if not last:
             wait()
@@ -204,20 +221,19 @@ def ring_forward(I, T, scale, ids, run, together):  # noqa: E741
     """→ r (M,), and c of one's own texts (M,)."""
     add = torch.logaddexp2 if run.BASE == 2 else torch.logaddexp
     r, c = None, Travelling(together, add)
-    for _, labels, (T_here,) in stations([T], len(I), ids, together):
+    for labels, (T_here,) in stations([T], len(I), ids, together):
         r_part, c_part = run.logsumexps(I, T_here, scale, labels)
         r = r_part if r is None else add(r, r_part)
         c.take(c_part)
     return r, c.home()
 
 
-def ring_backward(upstream, saved, ids, ratios, run, together, needs):
+def ring_backward(upstream, saved, ids, run, together, needs):
     """As `slab_backward`, without others."""
     I, T, scale, r, c = saved  # noqa: E741
     dI = torch.zeros_like(I, dtype=scale.dtype) if needs.images else None
     ds, dT = torch.zeros_like(scale), Travelling(together)
-    for owner, labels, (T_here, c_here) in stations([T, c], len(I), ids, together):
-        c_here = weighted(c_here, ratios[owner], run.BASE)
+    for labels, (T_here, c_here) in stations([T, c], len(I), ids, together):
         parts = run.backward(upstream, I, T_here, scale, r, c_here, labels, needs)
         if needs.images:
             dI += parts[0]
@@ -232,12 +248,13 @@ def ring_backward(upstream, saved, ids, ratios, run, together, needs):
 def sigmoid_ring(I, T, scale, bias, ids, backend, group, needs):  # noqa: E741
     """→ Σ loss, Σ G () of these rows; G T (M, D); Gᵀ I (M, D) of all rows, for one's own texts."""
     together = Together.of(group)
-    check_alike(together, I.device, [*I.shape, DTYPES.index(I.dtype), len(ids) > 0])
+    check_alike(together, I.device, [*I.shape, DTYPES.index(I.dtype), len(ids) > 0,
+                                     int(needs.texts)])
     run = backends.sigmoid(backend, I, len(T) * together.size)
     loss, total = torch.zeros_like(scale), torch.zeros_like(scale)
     sum_I = torch.zeros_like(I, dtype=scale.dtype) if needs.images else None
     sum_T = Travelling(together)
-    for _, labels, (T_here,) in stations([T], len(I), ids, together):
+    for labels, (T_here,) in stations([T], len(I), ids, together):
         parts = run(I, T_here, scale, bias, labels, needs)
         loss += parts[0]
         total += parts[1]
@@ -254,11 +271,6 @@ def alike_or_nan(upstream: Tensor, group: str) -> Tensor:
     return torch.where((everyone == upstream).all(), upstream, torch.nan)
 
 
-def weighted(c, ratio, base):
-    """c of columns whose softmax counts `ratio` times: exp(S − c) · ratio."""
-    return c - torch.log(ratio) / math.log(base)
-
-
 # ------------------------------------------------------------------------------ autograd
 
 
@@ -267,15 +279,18 @@ def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], backend: str
     """→ loss (), r (M,), c (N,) or (M,), and what was gathered."""
     with without_autocast(I.device.type):
         together = Together.of(group)
-        check_alike(together, I.device, [*I.shape, DTYPES.index(I.dtype), len(ids) > 0])
         run = backends.module(backends.choose(backend, I, len(T) * together.size))
+        check_alike(together, I.device, [*I.shape, DTYPES.index(I.dtype), len(ids) > 0,
+                                         2 * ring + (run.BASE == 2)])
         if ring:
             r, c = ring_forward(I, T, scale, ids, run, together)
             own, others = c, []
         else:
             r, c, others = slab_forward(I, T, scale, ids, run, together)
             own = together.own(c)
-        positives = scale * torch.linalg.vecdot(I.to(scale.dtype), T.to(scale.dtype))
+        positives = scale * torch.cat([  # some rows at a time: vecdot stores all its products
+            torch.linalg.vecdot(*(x[i:i + 8192].to(scale.dtype) for x in (I, T)))
+            for i in range(0, len(I), 8192)])
         loss = ((r + own) * (math.log(run.BASE) / 2) - positives).mean()
         return [loss, r, c, *others]
 
@@ -287,13 +302,11 @@ def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], others: l
     with without_autocast(I.device.type):
         together, needs = Together.of(group), Needs(*needs)
         run = backends.module(backends.choose(backend, I, len(T) * together.size))
-        everyone = gathered(upstream.reshape(1), together)
-        # Where all are alike, and be it 0, they count alike.
-        ratios = torch.where(everyone == upstream, 1, everyone / upstream)
+        upstream = alike_or_nan(upstream, group)
         if ring:
-            found = ring_backward(upstream, saved, ids, ratios, run, together, needs)
+            found = ring_backward(upstream, saved, ids, run, together, needs)
         else:
-            found = slab_backward(upstream, saved, ids, others, ratios, run, together, needs)
+            found = slab_backward(upstream, saved, ids, others, run, together, needs)
         return [gradient for gradient, wanted in zip(found, needs) if wanted]
 
 

@@ -22,7 +22,8 @@ def add_product(total, A, B, first=False):
     """total (m, n) float32 or float64 += A (m, k) B (k, n), or = if it is the first."""
     if A.is_cuda and A.dtype != total.dtype:
         torch.addmm(total, A, B, beta=int(not first), out=total, out_dtype=total.dtype)
-    elif A.dtype == total.dtype or A.device.type == "cpu":
+    elif A.dtype == total.dtype or A.device.type == "cpu" or A.dtype == torch.float16:
+        # In float16, G is so large (`boost`) that a product of that type might overflow.
         torch.addmm(total, A.to(total.dtype), B.to(total.dtype), beta=int(not first), out=total)
     elif first:
         total.copy_(A @ B)

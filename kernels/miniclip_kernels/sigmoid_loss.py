@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from . import backends
 from .autograd import NAMESPACE, without_autocast
-from .backends import Labels, Needs, check_name
-from .checks import check_group, check_ids, check_input, check_number, process_group
-from .clip_loss import apart, as_autocast_would, scale_tensor
+from .backends import Labels, Needs
+from .checks import process_group
+from .clip_loss import apart, checked_by_everyone, scale_tensor
 from .tiled import TILE, share_of_scale
 
 
@@ -49,21 +49,9 @@ def sigmoid_loss(image_features, text_features, logit_scale, logit_bias, *, imag
 
     Source: Zhai et al. 2023, arXiv 2303.15343, section 3.2, and 3.3 for several processes.
     """
-    check_name(backend)
-
-    def checked():
-        I, T = map(as_autocast_would, (image_features, text_features))  # noqa: E741
-        check_input(I, T, logit_scale, 0, "both")
-        check_number("logit_bias", logit_bias)
-        return I, T, *check_ids(I, T, image_ids, text_ids)
-
-    if group is not None:
-        from .distributed import checked_by_all  # not in every build of PyTorch
-
-        check_group(group, "both", backend)
-        I, T, image_ids, text_ids = checked_by_all(group, checked)  # noqa: E741
-    else:
-        I, T, image_ids, text_ids = checked()  # noqa: E741
+    I, T, image_ids, text_ids = checked_by_everyone(  # noqa: E741
+        image_features, text_features, logit_scale, 0, "both", (image_ids, text_ids), backend,
+        group, (("logit_bias", logit_bias),))
     scale, bias = scale_tensor(logit_scale, I), scale_tensor(logit_bias, I)
     if backend == "dense":
         return dense(I, T, scale, bias, image_ids, text_ids)
@@ -101,7 +89,8 @@ def forward(I: Tensor, T: Tensor, scale: Tensor, bias: Tensor, ids: list[Tensor]
         found = [loss / len(I), total]
         if needs.scale:
             side = (sum_I, I) if needs.images else (sum_T, T)
-            found.append(share_of_scale(*side, TILE))
+            rows = TILE if I.device.type == "cpu" else 16 * TILE  # for a cache; for few launches
+            found.append(share_of_scale(*side, rows))
         return found + [x for x in (sum_I, sum_T) if x is not None]
 
 
@@ -119,6 +108,9 @@ class Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("the sigmoid loss has no gradients of gradients, but for backend "
+                               "'dense'")
         (scale, total, *rest), needs = ctx.saved_tensors, Needs(*ctx.settings[0])
         wanted, rest = ctx.needs_input_grad, iter(rest)
         if ctx.settings[2] is not None:

@@ -74,9 +74,9 @@ def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT, tile=Non
                     if wanted else None for x, wanted in ((I, from_images), (T, needs.texts)))
     for rows, columns in tiles(len(I), len(T), tile):
         S = similarities(I, T, scale, rows, columns, labels)
-        G = (S - r[rows, None]).clamp_(max=0).exp_()  # P: above 0 there is only rounding
+        G = (S - r[rows, None]).exp_()  # P
         if labels.both:
-            G += S.sub_(c[columns]).clamp_(max=0).exp_()  # + Q
+            G += S.sub_(c[columns]).exp_()  # + Q
         G.diagonal(diagonal(rows, columns, labels.label_offset)).sub_(directions)
         if narrow != wide:
             G = G.mul_(boost(narrow)).to(narrow)
@@ -85,10 +85,13 @@ def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT, tile=Non
         if needs.texts:
             add_product(sum_T[columns], G.T, I[rows].to(narrow))
     factor = upstream / (len(I) * directions) / boost(narrow)
-    ds = share_of_scale(sum_I, I, tile) if from_images else share_of_scale(sum_T, T, tile)
+    ds = None
+    if needs.scale:
+        side = (sum_I, I) if from_images else (sum_T, T)
+        ds = share_of_scale(*side, tile) * factor
     dI = sum_I.mul_(scale * factor).to(I.dtype) if needs.images else None
     dT = sum_T.mul_(scale * factor).to(T.dtype) if needs.texts else None
-    return dI, dT, ds * factor
+    return dI, dT, ds
 
 
 def share_of_scale(sums, A, tile):

@@ -16,6 +16,7 @@ the cast, G 1,024 times too large in float16. Of a tiny e, log(1 + e) would keep
 does.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -37,7 +38,7 @@ from .triton_tiles import (
 )
 
 FEATURES = 128  # that a program accumulates: with 256, loss and G would not fit into registers too
-SMALL = tl.constexpr(2.0**-10)  # up to here log(1 + e) = e − e²/2, to the last bit of float32
+SMALL = tl.constexpr(2.0**-10)  # up to here log(1 + e) = e − e²/2 + e³/3, to float32's last bit
 
 
 @triton.jit
@@ -45,8 +46,9 @@ def loss_and_gradient(Z, rows, columns, M, N, label_offset, row_ids, column_ids,
                       RAGGED: tl.constexpr):
     """A tile of Z in base 2 → its loss in base 2, and its G: float32, 0 beyond the edge."""
     e = tl.exp2(-tl.abs(Z))  # at most 1: nothing overflows
-    softplus = tl.where(e < SMALL, (e - 0.5 * e * e) * LOG2E, tl.log2(1 + e)) + tl.maximum(
-        Z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    series = (e - e * e * (0.5 - e / 3)) * LOG2E
+    softplus = tl.where(e < SMALL, series, tl.log2(1 + e))
+    softplus += tl.maximum(Z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     belong = rows[:, None] + label_offset == columns[None, :]
     if row_ids is not None:
         own = tl.load(row_ids + rows, mask=rows < M, other=0)[:, None]
@@ -186,12 +188,12 @@ def in_blocks(I, T, scale, bias, labels, needs, write=None):  # noqa: E741
         for columns in horizontal:
             block = G[:rows.stop - rows.start, :columns.stop - columns.start]
             counted.append(write(block, A[rows], B[columns], scale, bias,
-                                 labels.block(rows, columns)))
+                                 labels.block(rows, columns)).flatten(1).sum(1))
             if needs.images:
                 add_product(sum_I[rows], block, T[columns], first=columns.start == 0)
             if needs.texts:
                 add_product(sum_T[columns], block.T, I[rows], first=rows.start == 0)
-    loss, total = (sum(part.sum() for part in parts) for parts in zip(*counted))
+    loss, total = torch.stack(counted).sum(0)
     for sums in (sum_I, sum_T):
         if sums is not None and boost(I.dtype) != 1:
             sums /= boost(I.dtype)
@@ -199,13 +201,13 @@ def in_blocks(I, T, scale, bias, labels, needs, write=None):  # noqa: E741
 
 
 def write_block(block, I, T, scale, bias, labels):  # noqa: E741
-    """Fill a block with BOOST · G → its losses and sums of G, a number for each tile."""
+    """Fill a block with BOOST · G → its losses and sums of G, (2, …) of them, to be added up."""
     tile, options = tile_and_options("block", I, T)
     count = cdiv(len(I), tile.HEIGHT) * cdiv(len(T), tile.WIDTH)
-    losses, totals = scale.new_empty(2, count)
+    found = scale.new_empty(2, count)
     with on(I):
         sigmoid_block_kernel[count,](
             in_tiles(I, tile.HEIGHT, tile.DEPTH), in_tiles(T, tile.WIDTH, tile.DEPTH), scale, bias,
-            as_pairs(I, T, labels), in_tiles(block, tile.HEIGHT, tile.WIDTH), losses, totals,
+            as_pairs(I, T, labels), in_tiles(block, tile.HEIGHT, tile.WIDTH), *found,
             constants(tile), BOOST=boost(I.dtype), **options)
-    return losses, totals
+    return found

@@ -771,6 +771,19 @@ def test_the_check_that_auto_makes_passes_here(backend):
     assert backends.difference(backend, torch.device(DEVICE), AUTOCAST) < 1
 
 
+def test_the_check_that_auto_makes_is_the_same_in_a_validation():
+    """Or with other defaults: the first call decides for the whole process."""
+    expected = backends.difference("tiled", torch.device(DEVICE), torch.float32)
+    with torch.inference_mode():
+        assert backends.difference("tiled", torch.device(DEVICE), torch.float32) == expected
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert backends.difference("tiled", torch.device(DEVICE), torch.float32) == expected
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("backend", ["tiled", TRITON])
 @pytest.mark.parametrize("wrong", ["loss", "dI", "dT", "ds", "nan"])
 def test_the_check_that_auto_makes_finds_mistakes(wrong, backend, monkeypatch):
