@@ -68,7 +68,7 @@ transfer: $(READY)  ## what transfers: score runs/shapes in segmentation, detect
 # What README and chapter 15 show. It needs runs/flickr8k-20min and the photographs it was trained on.
 EXPERIMENTS := $(RECORDS)/experiments
 PHOTOGRAPHS := $(or $(MINICLIP_DATA),jxie/flickr8k)
-experiments: $(READY)  ## labels or captions? word by word or contrast? more than an hour on two cores
+experiments: $(READY)  ## labels or captions? word by word or contrast? some two hours on two cores
 	@mkdir -p $(EXPERIMENTS)
 	@test -d runs/flickr8k-20min || { echo "make experiments needs make train PRESET=flickr8k-20min"; exit 1; }
 	$(BIN)miniclip robustness --data shapes --sweep --steps 200 --json > $(EXPERIMENTS)/sweep-shapes.json
@@ -76,8 +76,14 @@ experiments: $(READY)  ## labels or captions? word by word or contrast? more tha
 	  > $(EXPERIMENTS)/shapes.json
 	$(BIN)miniclip robustness --data shapes --steps 800 --json > $(EXPERIMENTS)/shapes-longer.json
 	$(BIN)miniclip efficiency --sweep --steps 100 --json > $(EXPERIMENTS)/sweep-efficiency.json
-	$(BIN)miniclip efficiency --json --plot $(EXPERIMENTS)/efficiency.png \
+	$(BIN)miniclip efficiency --seeds 3 --json --plot $(EXPERIMENTS)/efficiency.png \
 	  > $(EXPERIMENTS)/efficiency.json
+	$(BIN)miniclip efficiency --credits --seeds 3 --json --plot $(EXPERIMENTS)/efficiency-credits.png \
+	  > $(EXPERIMENTS)/efficiency-credits.json
+	$(BIN)miniclip efficiency --data $(PHOTOGRAPHS) --sweep --steps 150 --json \
+	  > $(EXPERIMENTS)/sweep-efficiency-photographs.json
+	$(BIN)miniclip efficiency --data $(PHOTOGRAPHS) --seeds 3 --json \
+	  --plot $(EXPERIMENTS)/efficiency-photographs.png > $(EXPERIMENTS)/efficiency-photographs.json
 	$(BIN)miniclip robustness runs/flickr8k-20min --data $(PHOTOGRAPHS) --sweep --steps 150 --json \
 	  > $(EXPERIMENTS)/sweep-photographs.json
 	$(BIN)miniclip robustness runs/flickr8k-20min --data $(PHOTOGRAPHS) --seeds 3 --json \

@@ -1,4 +1,4 @@
-"""A block of the sigmoid loss's G for Hopper: the roles of `triton_hopper`, and another epilogue.
+"""A block of the sigmoid loss's G for Hopper: the roles of `triton_hopper`, another epilogue.
 
 Producer, pipeline and the order of the two consumers are those of `triton_hopper`, which explains
 them. Only the epilogue differs: there are no sums of rows and columns to wait for, and each quarter
