@@ -91,8 +91,9 @@ def sigmoid_epilogue(S, scale, bias, pairs, first_row, first_column, G, buffer,
 
 
 @gluon.jit
-def sigmoid_kernel(I, T, scale, bias, pairs, G, losses, totals, K_BLOCKS: gl.constexpr,  # noqa: E741
-                   STAGES: gl.constexpr, RAGGED: gl.constexpr, BOOST: gl.constexpr):
+def sigmoid_kernel(I, T, scale, bias, pairs, G, losses, totals,  # noqa: E741
+                   K_BLOCKS: gl.constexpr, STAGES: gl.constexpr, RAGGED: gl.constexpr,
+                   BOOST: gl.constexpr):
     """`triton_sigmoid.sigmoid_block_kernel`: BOOST · G (M, N), in the features' type.
 
     losses and totals (programs, 2, 128). Grid (groups of blocks of rows, splits of the columns).
