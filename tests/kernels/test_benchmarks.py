@@ -420,3 +420,15 @@ def test_the_readmes_figures_are_the_recorded_ones():
                     f"{ours['extra_mb']:.0f} | {records.digits(dense['ms_p50'])} | "
                     f"{dense['extra_mb']:,.0f} |")
             assert line in text
+
+
+def test_the_readmes_uses_are_the_recorded_ones():
+    folder = records.RESULTS.parent
+    text = (folder / "README.md").read_text()
+    names = re.findall(r"\(results/uses/([\w.-]+\.json)\)", text)
+    assert names
+    for name in names:
+        for row in json.loads((folder / "results/uses" / name).read_text())["rows"]:
+            ours, theirs = row["ms"], row["open_clip_ms"]
+            assert (f"| {row['use']} | {row['N']:,} | {ours:.3g} | {theirs:.3g} | "
+                    f"{theirs / ours:.2f} × |") in text, row
