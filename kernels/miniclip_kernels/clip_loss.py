@@ -81,7 +81,8 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
     if group is not None:
         from .distributed import DistributedLoss  # not in every build of PyTorch
 
-        loss, settings = DistributedLoss, (backend, group.group_name, ring)
+        learns = torch.is_grad_enabled() and T.requires_grad
+        loss, settings = DistributedLoss, (backend, group.group_name, ring, learns)
     else:
         loss, settings = Loss, (label_offset, direction == "both", backend)
     scale = scale_tensor(logit_scale, I)

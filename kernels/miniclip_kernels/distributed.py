@@ -275,13 +275,16 @@ def alike_or_nan(upstream: Tensor, group: str) -> Tensor:
 
 
 def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], backend: str,  # noqa: E741
-            group: str, ring: bool) -> list[Tensor]:
-    """→ loss (), r (M,), c (N,) or (M,), and what was gathered."""
+            group: str, ring: bool, learns: bool) -> list[Tensor]:
+    """→ loss (), r (M,), c (N,) or (M,), and what was gathered.
+
+    learns: whether texts want a gradient, which is a collective of the backward pass.
+    """
     with without_autocast(I.device.type):
         together = Together.of(group)
         run = backends.module(backends.choose(backend, I, len(T) * together.size))
         check_alike(together, I.device, [*I.shape, DTYPES.index(I.dtype), len(ids) > 0,
-                                         2 * ring + (run.BASE == 2)])
+                                         4 * learns + 2 * ring + (run.BASE == 2)])
         if ring:
             r, c = ring_forward(I, T, scale, ids, run, together)
             own, others = c, []
@@ -319,7 +322,7 @@ alike_operator = torch.library.custom_op(
 
 
 @forward_operator.register_fake
-def _(I, T, scale, ids, backend, group, ring):  # noqa: E741
+def _(I, T, scale, ids, backend, group, ring, learns):  # noqa: E741
     M, D = I.shape
     N = M if ring else M * Together.of(group).size
     others = [] if ring else [T.new_empty(N, D), *(x.new_empty(N) for x in ids[1:])]
@@ -337,7 +340,7 @@ def _(upstream, group):
 
 
 class DistributedLoss(torch.autograd.Function):
-    """I, T (M, D), scale, settings (backend, the group's name, ring), image_ids, text_ids → L_k."""
+    """I, T (M, D), scale, settings (backend, group's name, ring, learns), ids of both → L_k."""
 
     @staticmethod
     def forward(ctx, I, T, scale, settings, image_ids, text_ids):  # noqa: E741
@@ -354,5 +357,5 @@ class DistributedLoss(torch.autograd.Function):
         ids, others = saved[5:5 + ctx.ids], saved[5 + ctx.ids:]
         compiled = torch.compiler.is_compiling() or torch.is_grad_enabled()
         run, needs = backward_operator if compiled else backward, list(ctx.needs_input_grad[:3])
-        made = iter(run(upstream, saved[:5], ids, others, *ctx.settings, needs))
+        made = iter(run(upstream, saved[:5], ids, others, *ctx.settings[:3], needs))
         return *(next(made) if wanted else None for wanted in needs), None, None, None

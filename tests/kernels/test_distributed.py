@@ -263,9 +263,10 @@ def unlike(rank, count):
             told.append("")
         except ValueError as error:
             told.append(str(error))
-    for options in ({"ring": last}, {"backend": "chunked" if last else "tiled"}):
+    for options in ({"ring": last}, {"backend": "chunked" if last else "tiled"}, {}):
+        texts = X if options else X.clone().requires_grad_(last)  # frozen on one rank only
         try:
-            clip_loss(X, X, 9.0, group=group, **options)
+            clip_loss(X, texts, 9.0, group=group, **options)
             told.append("")
         except ValueError as error:
             told.append(str(error))
@@ -295,6 +296,7 @@ def test_what_is_not_alike_is_an_error_everywhere(tmp_path):
         ("rank 1 refused its input", "text_features must be a tensor, not NoneType"),
         ("direction 'rows' has no group",) * 2, ("backend 'dense' is for one process",) * 2,
         ("all ranks must call the loss alike",) * 2, ("",) * 2,  # both of these are in base e
+        ("all ranks must call the loss alike",) * 2,
         ("rank 0 of 3 was said, but this is rank 0 of 2",
          "rank 1 of 3 was said, but this is rank 1 of 2")]
     for told, words in zip(zip(first[0], last[0], strict=True), expected, strict=True):
