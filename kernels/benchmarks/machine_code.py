@@ -11,7 +11,7 @@ Prints JSON, a line for each kernel: bytes of shared memory and of machine code,
 Hopper's (wgmma) or older GPUs' matrix instructions (mma) and asynchronous copies (async), registers
 of a thread, and spills: registers stored to memory or loaded from it between the first matrix
 product and the last (counted for Hopper only). Each figure is the worst of a kernel's variants
-(ids, ragged tiles, one direction; of the sigmoid loss only the first, for the time that it takes).
+(ids, ragged tiles, one direction).
 """
 
 import json
@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from types import SimpleNamespace
 
 os.environ.pop("TRITON_INTERPRET", None)  # with it Triton compiles nothing
@@ -124,24 +125,31 @@ def compiled(architecture, dtype, D, changes, sizes):
         _, r, c = triton_loss.forward(I, T, scale, labels)
         for module in (triton_loss, triton_blocks):
             module.backward(scale, I, T, scale, r, c, labels)
-    I, T, scale, labels = next(inputs(dtype, D, sizes))  # noqa: E741
-    for sigmoid in (triton_sigmoid.in_registers, triton_sigmoid.in_blocks):
-        sigmoid(I, T, scale, scale, labels, EVERY_GRADIENT)
     found = {"sums": triton_loss.sums_kernel, "finish": triton_loss.finish_kernel,
-             "block": triton_blocks.block_kernel, "gradient": triton_loss.gradient_kernel,
-             "sigmoid": triton_sigmoid.rows_kernel,
-             "sigmoid, block": triton_sigmoid.sigmoid_block_kernel}
-    if architecture // 10 == 9 and dtype.itemsize == 2 and D <= backends.HOPPER_FEATURES:
+             "block": triton_blocks.block_kernel, "gradient": triton_loss.gradient_kernel}
+    hopper = architecture // 10 == 9 and dtype.itemsize == 2 and D <= backends.HOPPER_FEATURES
+    if hopper:
         for I, T, scale, labels in inputs(dtype, D, sizes):  # noqa: E741
             _, r, c = triton_hopper.forward(I, T, scale, labels)
             triton_hopper.backward(scale, I, T, scale, r, c, labels)
-        I, T, scale, labels = next(inputs(dtype, D, sizes))  # noqa: E741
-        triton_sigmoid.in_blocks(I, T, scale, scale, labels, EVERY_GRADIENT,
-                                 triton_hopper_sigmoid.write)
         found |= {"hopper, sums": triton_hopper.sums_kernel,
-                  "hopper, block": triton_hopper.block_kernel,
-                  "hopper, sigmoid": triton_hopper_sigmoid.sigmoid_kernel}
+                  "hopper, block": triton_hopper.block_kernel}
+    if D % 64 == 0 or dtype == torch.float32:  # of the sigmoid loss few: they take their time
+        found |= compiled_sigmoid(*next(inputs(dtype, D, sizes)), hopper)
     return {name: launched(kernel) for name, kernel in found.items()}
+
+
+def compiled_sigmoid(I, T, scale, labels, hopper):  # noqa: E741
+    """The sigmoid loss's kernels, launched for these features; "hopper" too where it runs."""
+    ways = [triton_sigmoid.in_registers, triton_sigmoid.in_blocks]
+    found = {"sigmoid": triton_sigmoid.rows_kernel,
+             "sigmoid, block": triton_sigmoid.sigmoid_block_kernel}
+    if hopper:
+        ways.append(partial(triton_sigmoid.in_blocks, write=triton_hopper_sigmoid.write))
+        found["hopper, sigmoid"] = triton_hopper_sigmoid.sigmoid_kernel
+    for sigmoid in ways:
+        sigmoid(I, T, scale, scale, labels, EVERY_GRADIENT)
+    return found
 
 
 def inputs(dtype, D, sizes):

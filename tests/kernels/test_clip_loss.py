@@ -159,10 +159,10 @@ def test_features_far_from_unit_length_have_finite_gradients(norm, backend):
 def test_the_scales_gradient_where_every_pair_comes_twice(dtype, most, backend):
     """Two right answers for every question: the gradient is next to nothing, a difference of large
     terms. In 16 bits G is rounded before they are summed ("tiled" and "dense" don't round it)."""
-    images = features(100, 512, dtype=dtype)[0].detach().repeat(2, 1)
+    images = features(40, 256, dtype=dtype)[0].detach().repeat(2, 1)
     ds = loss_and_gradients(images, images, 14.3, backend=backend)[3]
     right = loss_and_gradients(images.double(), images.double(), 14.3, backend="numpy")[3]
-    assert -1e-4 < right < -1e-5 and abs(ds - right) < most
+    assert -1e-3 < right < -1e-5 and abs(ds - right) < most
 
 
 # ------------------------------------------------------------------------------ the arguments
