@@ -69,9 +69,9 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
         ValueError: for invalid input, with a message of one line.
 
     Only first-order gradients of one loss at a time are supported; for torch.func and more use
-    "dense". The same input on the same device gives the same bits. For features far from unit
-    length (|S| above about 10⁴) gradients of "triton" have few correct digits; use "blocks" or
-    "tiled".
+    "dense". The same input on the same device gives the same bits, with the same versions and
+    float32 switch. For features far from unit length (|S| above about 10⁴) gradients of "triton"
+    have few correct digits; use "blocks" or "tiled".
 
     Source: Radford et al. 2021, arXiv 2103.00020, section 2.3 and Figure 3.
     """
