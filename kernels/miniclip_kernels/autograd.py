@@ -40,31 +40,34 @@ def forward(I: Tensor, T: Tensor, scale: Tensor, ids: list[Tensor], label_offset
 
 
 def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], label_offset: int,
-             both: bool, backend: str, needs: list[bool]) -> list[Tensor | None]:
+             both: bool, backend: str, needs: list[bool]) -> list[Tensor]:
     """saved: I, T, the scale, r and c → the gradients of I (M, D), T (N, D) and the scale ().
 
-    needs: which of the three are wanted; the others are None.
+    needs: which of the three are wanted; the others are left out, as an operator can't give None.
     """
     I, T, scale, r, c = saved  # noqa: E741
     with without_autocast(I.device.type):
         run = backends.module(backends.choose(backend, I, len(T)))
         labels = Labels(label_offset, both, *ids)
-        return run.backward(upstream, I, T, scale, r, c, labels, Needs(*needs))
+        return only(needs, run.backward(upstream, I, T, scale, r, c, labels, Needs(*needs)))
 
 
-def backward_for_operator(upstream: Tensor, saved: list[Tensor], ids: list[Tensor],
-                          label_offset: int, both: bool, backend: str,
-                          needs: list[bool]) -> list[Tensor]:
-    """`backward` with only the gradients that are wanted: an operator can't give None."""
-    found = backward(upstream, saved, ids, label_offset, both, backend, needs)
-    return [gradient for gradient, wanted in zip(found, needs) if wanted]
+def only(needs, gradients) -> list[Tensor]:
+    """Those that are wanted."""
+    return [gradient for gradient, wanted in zip(gradients, needs) if wanted]
+
+
+def in_places(needs, gradients) -> list[Tensor | None]:
+    """What `only` left, with None for the others again."""
+    left = iter(gradients)
+    return [next(left) if wanted else None for wanted in needs]
 
 
 NAMESPACE = __package__.replace(".", "_")  # a vendored copy has operators of its own
 forward_operator = torch.library.custom_op(
     f"{NAMESPACE}::clip_loss_forward", forward, mutates_args=())
 backward_operator = torch.library.custom_op(
-    f"{NAMESPACE}::clip_loss_backward", backward_for_operator, mutates_args=())
+    f"{NAMESPACE}::clip_loss_backward", backward, mutates_args=())
 
 
 @forward_operator.register_fake
@@ -76,7 +79,7 @@ def _(I, T, scale, ids, label_offset, both, backend):  # noqa: E741
 
 @backward_operator.register_fake
 def _(upstream, saved, ids, label_offset, both, backend, needs):
-    return [given.new_empty(given.shape) for given, wanted in zip(saved, needs) if wanted]
+    return only(needs, [given.new_empty(given.shape) for given in saved])
 
 
 class Loss(torch.autograd.Function):
@@ -96,10 +99,6 @@ class Loss(torch.autograd.Function):
         I, T, scale, r, c, *ids = ctx.saved_tensors  # noqa: E741
         # Grad mode is on only for gradients of gradients. The operator refuses those.
         compiled = torch.compiler.is_compiling() or torch.is_grad_enabled()
-        needs = list(ctx.needs_input_grad[:3])
-        if compiled:
-            made = iter(backward_operator(upstream, [I, T, scale, r, c], ids, *ctx.settings, needs))
-            dI, dT, ds = (next(made) if wanted else None for wanted in needs)
-        else:
-            dI, dT, ds = backward(upstream, [I, T, scale, r, c], ids, *ctx.settings, needs)
-        return dI, dT, ds, None, None, None
+        run, needs = backward_operator if compiled else backward, list(ctx.needs_input_grad[:3])
+        found = run(upstream, [I, T, scale, r, c], ids, *ctx.settings, needs)
+        return *in_places(needs, found), None, None, None

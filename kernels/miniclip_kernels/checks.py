@@ -86,7 +86,12 @@ def check_group(group, direction, backend):
 
 
 def process_group(group, rank, world_size):
-    """The group, or that of all processes. ValueError if it isn't as large as somebody believes."""
+    """The group, or that of all processes; None for one process.
+
+    ValueError if it isn't as large as somebody believes.
+    """
+    if world_size == 1:
+        return None
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):

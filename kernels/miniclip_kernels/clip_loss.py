@@ -178,9 +178,7 @@ class ClipLoss(nn.Module):
         gradient of zero, since DistributedDataParallel waits for one.
         """
         logit_scale = logit_scale if logit_bias is None else logit_scale + 0 * logit_bias
-        group = None
-        if self.world_size > 1:
-            group = process_group(self.group, self.rank, self.world_size)
+        group = process_group(self.group, self.rank, self.world_size)
         loss = clip_loss(image_features, text_features, logit_scale, backend=self.backend,
                          group=group, ring=self.ring)
         return {"contrastive_loss": loss} if output_dict else loss

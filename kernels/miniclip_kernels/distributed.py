@@ -24,6 +24,7 @@ that DistributedDataParallel takes. (It is what open_clip calls local_loss with 
 """
 
 import math
+from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import backends
-from .autograd import NAMESPACE, without_autocast
+from .autograd import NAMESPACE, in_places, only, without_autocast
 from .backends import DTYPES, Labels, Needs
 
 
@@ -119,10 +120,8 @@ def check_alike(together: Together, device, mine: list[int]):
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return  # a graph is captured once it has run
-    if device.type == "cuda":  # it waits for this group's earlier collectives, not for other work
-        with torch.cuda.stream(aside(device)):
-            everyone = gathered(torch.tensor([mine], device=device), together).tolist()
-    else:
+    # On a GPU it waits for this group's earlier collectives, not for other work.
+    with torch.cuda.stream(aside(device)) if device.type == "cuda" else nullcontext():
         everyone = gathered(torch.tensor([mine], device=device), together).tolist()
     if mine[0] < 0 or all(found == everyone[0] for found in everyone):
         return
@@ -310,7 +309,7 @@ def backward(upstream: Tensor, saved: list[Tensor], ids: list[Tensor], others: l
             found = ring_backward(upstream, saved, ids, run, together, needs)
         else:
             found = slab_backward(upstream, saved, ids, others, run, together, needs)
-        return [gradient for gradient, wanted in zip(found, needs) if wanted]
+        return only(needs, found)
 
 
 forward_operator = torch.library.custom_op(
@@ -331,7 +330,7 @@ def _(I, T, scale, ids, backend, group, ring, learns):  # noqa: E741
 
 @backward_operator.register_fake
 def _(upstream, saved, ids, others, backend, group, ring, needs):
-    return [given.new_empty(given.shape) for given, wanted in zip(saved, needs) if wanted]
+    return only(needs, [given.new_empty(given.shape) for given in saved])
 
 
 @alike_operator.register_fake
@@ -357,5 +356,5 @@ class DistributedLoss(torch.autograd.Function):
         ids, others = saved[5:5 + ctx.ids], saved[5 + ctx.ids:]
         compiled = torch.compiler.is_compiling() or torch.is_grad_enabled()
         run, needs = backward_operator if compiled else backward, list(ctx.needs_input_grad[:3])
-        made = iter(run(upstream, saved[:5], ids, others, *ctx.settings[:3], needs))
-        return *(next(made) if wanted else None for wanted in needs), None, None, None
+        found = run(upstream, saved[:5], ids, others, *ctx.settings[:3], needs)
+        return *in_places(needs, found), None, None, None

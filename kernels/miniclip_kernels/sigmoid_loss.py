@@ -158,9 +158,7 @@ class SigLipLoss(nn.Module):
 
     def forward(self, image_features, text_features, logit_scale, logit_bias, output_dict=False):
         """(M, D), (M, D), multiplier, bias → scalar, or {"contrastive_loss": scalar}."""
-        group = None
-        if self.world_size > 1:
-            group = process_group(self.group, self.rank, self.world_size)
+        group = process_group(self.group, self.rank, self.world_size)
         loss = sigmoid_loss(image_features, text_features, logit_scale, logit_bias,
                             backend=self.backend, group=group)
         return {"contrastive_loss": loss} if output_dict else loss

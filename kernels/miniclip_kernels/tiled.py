@@ -67,31 +67,45 @@ def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT, tile=Non
 
     What `needs` leaves out is None, and costs nothing. ds comes from either side.
     """
-    tile, directions, wide = tile or TILE, 2 if labels.both else 1, scale.dtype
-    narrow = wide if I.device.type == "cpu" else I.dtype  # of the products' factors
-    from_images = needs.images or not needs.texts
-    sum_I, sum_T = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format)
-                    if wanted else None for x, wanted in ((I, from_images), (T, needs.texts)))
+    tile, directions = tile or TILE, 2 if labels.both else 1
+    sum_I = empty_sums(I, scale) if needs.images or not needs.texts else None
+    sum_T = empty_sums(T, scale) if needs.texts else None
     for rows, columns in tiles(len(I), len(T), tile):
         S = similarities(I, T, scale, rows, columns, labels)
         G = (S - r[rows, None]).exp_()  # P
         if labels.both:
             G += S.sub_(c[columns]).exp_()  # + Q
         G.diagonal(diagonal(rows, columns, labels.label_offset)).sub_(directions)
-        if narrow != wide:
-            G = G.mul_(boost(narrow)).to(narrow)
-        if from_images:
-            add_product(sum_I[rows], G, T[columns].to(narrow))
-        if needs.texts:
-            add_product(sum_T[columns], G.T, I[rows].to(narrow))
-    factor = upstream / (len(I) * directions) / boost(narrow)
+        add_products(sum_I, sum_T, G, I, T, rows, columns)
+    factor = upstream / (len(I) * directions) / boost(factor_type(I, scale))
     ds = None
     if needs.scale:
-        side = (sum_I, I) if from_images else (sum_T, T)
+        side = (sum_T, T) if sum_I is None else (sum_I, I)
         ds = share_of_scale(*side, tile) * factor
     dI = sum_I.mul_(scale * factor).to(I.dtype) if needs.images else None
     dT = sum_T.mul_(scale * factor).to(T.dtype) if needs.texts else None
     return dI, dT, ds
+
+
+def factor_type(I, scale):  # noqa: E741
+    """The dtype of the products' factors: 16 bits where a device multiplies them faster."""
+    return scale.dtype if I.device.type == "cpu" else I.dtype
+
+
+def empty_sums(x, scale):
+    """Zeros like x, in float32 (or float64), contiguous."""
+    return torch.zeros_like(x, dtype=scale.dtype, memory_format=torch.contiguous_format)
+
+
+def add_products(sum_I, sum_T, G, I, T, rows, columns):  # noqa: E741
+    """Add a tile's `boost` · G T and Gᵀ I to the sums that there are. G may be overwritten."""
+    narrow = factor_type(I, G)
+    if narrow != G.dtype:
+        G = G.mul_(boost(narrow)).to(narrow)
+    if sum_I is not None:
+        add_product(sum_I[rows], G, T[columns].to(narrow))
+    if sum_T is not None:
+        add_product(sum_T[columns], G.T, I[rows].to(narrow))
 
 
 def share_of_scale(sums, A, tile):
@@ -108,12 +122,10 @@ def sigmoid(I, T, scale, bias, labels, needs, tile=None):  # noqa: E741
     G = σ(S + b) − δ. There is no sum to wait for: each tile's share of all four is known at once.
     The factors 1/M and s are left to the caller. What `needs` leaves out is None.
     """
-    tile, wide = tile or TILE, scale.dtype
-    narrow = wide if I.device.type == "cpu" else I.dtype  # of the products' factors
     loss, total = scale.new_zeros(()), scale.new_zeros(())
-    sum_I, sum_T = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format)
-                    if wanted else None for x, wanted in ((I, needs.images), (T, needs.texts)))
-    for rows, columns in tiles(len(I), len(T), tile):
+    sum_I = empty_sums(I, scale) if needs.images else None
+    sum_T = empty_sums(T, scale) if needs.texts else None
+    for rows, columns in tiles(len(I), len(T), tile or TILE):
         Z = similarities(I, T, scale, rows, columns, labels.without_ids()).add_(bias)
         loss += F.softplus(Z).sum()
         if labels.image_ids is None:
@@ -126,15 +138,11 @@ def sigmoid(I, T, scale, bias, labels, needs, tile=None):  # noqa: E741
             loss -= Z.where(belong, 0).sum()
             G = Z.sigmoid_().sub_(belong.to(Z.dtype))
         total += G.sum()
-        if narrow != wide:
-            G = G.mul_(boost(narrow)).to(narrow)
-        if needs.images:
-            add_product(sum_I[rows], G, T[columns].to(narrow))
-        if needs.texts:
-            add_product(sum_T[columns], G.T, I[rows].to(narrow))
+        add_products(sum_I, sum_T, G, I, T, rows, columns)
+    boosted = boost(factor_type(I, scale))
     for sums in (sum_I, sum_T):
-        if sums is not None and boost(narrow) != 1:
-            sums /= boost(narrow)
+        if sums is not None and boosted != 1:
+            sums /= boosted
     return loss, total, sum_I, sum_T
 
 

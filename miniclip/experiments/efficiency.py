@@ -19,9 +19,17 @@ from miniclip.data.pairs import Examples, load_pairs
 from miniclip.data.sources import Source
 from miniclip.data.styled import fresh_examples
 from miniclip.device import described
-from miniclip.experiments.fit import fit, looks_of, recipe, right, swept, tokenizer_of
+from miniclip.experiments.fit import (
+    fit,
+    looks_of,
+    recipe,
+    right,
+    swept,
+    tokenizer_of,
+    with_interval,
+)
 from miniclip.experiments.objectives import BagOfWords, Contrast, WordByWord
-from miniclip.tasks.intervals import bootstrap, mean_interval, runs_and_images
+from miniclip.tasks.intervals import mean_interval
 
 OBJECTIVES = ("word by word", "bag of words", "contrast")
 RECIPES = {"shapes": PRESETS["shapes"], "photographs": PRESETS["flickr8k-20min"]}
@@ -159,14 +167,8 @@ def efficiency_report(data: str, seeds: int, steps: int, per_class: int, credits
 
 def curve(pairs: list[int], runs: list, chosen: np.ndarray) -> list[dict]:
     """Right or wrong at each look of each run → a point for each look, with its 95 % interval."""
-    rows = []
-    for number, looks in zip(pairs, zip(*runs)):
-        values = 100 * np.array([right[chosen] for right in looks], float)  # (R, N)
-        value = float(values.mean())
-        low, high = runs_and_images(values.mean(1), bootstrap(values.mean(0)), value)
-        rows.append({"pairs": number, "accuracy": round(value, 2),
-                     "interval": [round(max(0.0, low), 2), round(min(100.0, high), 2)]})
-    return rows
+    return [{"pairs": number, **with_interval([right[chosen] for right in looks])}
+            for number, looks in zip(pairs, zip(*runs))]
 
 
 def fewer_pairs(pairs: list[int], fast: list, slow: list) -> dict:

@@ -28,6 +28,7 @@ from kernel_truth import (
     matrices,
     pairs,
     run,
+    skip_where_wrong,
     truth,
 )
 from miniclip_kernels import chunked, clip_loss, tiled
@@ -54,12 +55,6 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tiled, "TILE", 24)
     monkeypatch.setattr(chunked, "TILE", 40)
     small_blocks(monkeypatch, 64)
-
-
-def skip_where_wrong(backend, dtype):
-    if backend in ("triton", "blocks") and (dtype, DEVICE) == (torch.bfloat16, "cpu"):
-        pytest.skip("Triton's interpreter multiplies bfloat16 as the integers of its bits: this "
-                    "dtype can only be tested on CUDA")
 
 
 # ------------------------------------------------------------------------------ sizes
