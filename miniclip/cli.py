@@ -30,10 +30,12 @@ from miniclip.commands.shared import (
     weights_options,
 )
 from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_config
+from miniclip.data.hub import HubUnreachable
 from miniclip.data.labelled import labelled_images
 from miniclip.data.pairs import load_pairs
-from miniclip.data.sources import Source, one_line
+from miniclip.data.sources import Source
 from miniclip.files import read_text
+from miniclip.notices import notice, one_line
 from miniclip.tasks.retrieval import retrieval
 from miniclip.tasks.search import DEFAULT_MODEL, find, index, search
 from miniclip.tasks.zero_shot import DRAWN_CLASSES, TEMPLATES, classify, zero_shot_report
@@ -65,6 +67,15 @@ def chosen(arguments, kind) -> dict:
     return {f.name: x for f in fields(kind) if (x := getattr(arguments, f.name)) is not None}
 
 
+NO_HUB = """
+Flickr8k is out of reach: {error}.
+Training goes on with `shapes`, the built-in generated scenes, and with the recipe made for them.
+Figures for photographs need photographs. To get Flickr8k, run the same command again with a
+network. Or put its parquet files, or its images with captions.txt, into a folder and set
+MINICLIP_DATA=/path/to/folder.
+"""
+
+
 def run_train(arguments):
     """miniclip train: new, or resumed; the data may have moved meanwhile."""
     folder = Path(arguments.run or f"runs/{arguments.preset}")
@@ -78,11 +89,27 @@ def run_train(arguments):
         config = replace(load_config(TrainConfig, folder / "train.json"), **settings)
         model_config = load_config(ModelConfig, folder / "config.json")
     else:
-        config = replace(PRESETS[arguments.preset], **settings)
-        model_config = replace(MODELS[config.model], **shape)
-    metrics = train(config, model_config, folder, arguments.device, arguments.resume)
+        config, model_config = recipe(arguments.preset, settings, shape)
+    rest = folder, arguments.device, arguments.resume, "context_length" not in shape
+    try:
+        metrics = train(config, model_config, *rest)
+    except HubUnreachable as error:  # what was asked for by name is never replaced
+        if arguments.resume or Source.find(config.data or None).explicit:
+            raise
+        print(NO_HUB.format(error=error), file=sys.stderr)
+        metrics = train(*recipe("shapes", settings, shape), *rest)
     if not as_json(arguments, metrics):
         print_training(metrics, folder)
+
+
+def recipe(preset: str, settings: dict, shape: dict) -> tuple[TrainConfig, ModelConfig]:
+    """A preset with what the command line changes in it. Few steps get a shorter warm-up."""
+    config = replace(PRESETS[preset], **settings)
+    if config.warmup >= config.steps and "warmup" not in settings:
+        config = replace(config, warmup=config.steps // 10)
+        notice(f"{config.steps} steps are fewer than the recipe's warm-up: it is {config.warmup} "
+               "steps now (--warmup)")
+    return config, replace(MODELS[config.model], **shape)
 
 
 def run_eval(arguments):
@@ -93,8 +120,8 @@ def run_eval(arguments):
     if arguments.names or arguments.plot or arguments.template:
         raise ValueError("--names, --plot and --template belong to --zero-shot")
     model, tokenizer, transform = loaded
-    pairs = load_pairs(Source.find(arguments.data), arguments.split or "validation", transform.size,
-                       arguments.limit)
+    source = Source.find(arguments.data, arguments.image_key, arguments.caption_key)
+    pairs = load_pairs(source, arguments.split or "validation", transform.size, arguments.limit)
     metrics = retrieval(model, tokenizer, pairs)
     if not as_json(arguments, metrics):
         print(f"{pairs.name}: {pairs.summary}")
@@ -202,17 +229,22 @@ def print_recalls(metrics: dict):
         row = metrics[way]
         print(f"  {way.replace('_to_', ' → '):14}{row['R@1']:8.1f}{row['R@5']:8.1f}"
               f"{row['R@10']:8.1f}{row['median_rank']:14.0f}")
+    different = metrics["different_captions"]
+    captions = f"{metrics['captions']:,} captions"
+    if different < metrics["captions"]:
+        captions += f", {different:,} of them different"
     chance = "".join(f"{min(100, 100 * k / images):8.1f}" for k in (1, 5, 10))
     print(f"  {'chance, about':14}{chance}{images / 2:14.0f}   (percent; {images:,} images, "
-          f"{metrics['captions']:,} captions)")
+          f"{captions})")
 
 
 def print_training(metrics: dict, folder: Path):
-    """A short table and what to try next."""
+    """A short table, and what to try next."""
     run = metrics["training"]
+    weights = (f"best at step {run['best_step']:,}" if run["best_by"] == "recall"
+               else "the last weights are kept")
     print(f"\n{run['parameters']:,} parameters, {run['data']}, {run['steps']:,} steps in "
-          f"{run['seconds']:.0f} s, {run['peak_memory_mb']:,} MB at most; "
-          f"best at step {run['best_step']:,}")
+          f"{run['seconds']:.0f} s, {run['peak_memory_mb']:,} MB at most; {weights}")
     print_recalls(metrics)
     if found := metrics.get("shapes"):
         held_out = found["held_out"]
@@ -221,12 +253,31 @@ def print_training(metrics: dict, folder: Path):
         print("  the same, shifted: " + ", ".join(
             f"{style} {score:.1f}" for style, score in held_out.items() if style != "plain"))
         print(f"  right caption against objects swapped (chance 50 %): {found['relations']:.1f} %")
-    data = load_config(TrainConfig, folder / "train.json").data
-    photographs = "" if data == "shapes" else f" --data {quote(data)}"
-    print(f"""
-Look at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:
-  miniclip eval {quote(str(folder))} --data {quote(data)} --json    the figures again, for scripts
-  miniclip train --preset flickr8k-20min{photographs}    the best recipe for photographs""")
+    config = load_config(TrainConfig, folder / "train.json")
+    print(f"\nLook at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:")
+    for command, why in what_next(metrics, config, quote(str(folder))):
+        print(f"  miniclip {command}    {why}")
+
+
+def what_next(metrics: dict, config: TrainConfig, run: str) -> list[tuple[str, str]]:
+    """Commands worth a try after a run, with a reason each; never the recipe that has just run."""
+    data = quote(config.data)
+    found = [(f"eval {run} --data {data} --json", "the figures again, for scripts")]
+    if metrics["different_captions"] < metrics["images"] / 2:
+        found.append((f"eval {run} --zero-shot --data FOLDER", "accuracy on a folder of each class:"
+                      " few captions differ, so recall says little"))
+    ran = [name for name, preset in PRESETS.items()
+           if replace(config, data=preset.data, seed=preset.seed) == preset]
+    if config.data == "shapes":
+        best, what = "shapes", "scenes"
+        further = f"relations {run}", "how near to each other are the sentences?"
+    else:
+        best, what = "flickr8k-20min", "photographs"
+        further = f"index ~/Pictures --model {run}", "then: miniclip search 'a dog in the snow'"
+    if best in ran:
+        return [*found, further]
+    place = "" if data == "shapes" else f" --data {data}"
+    return [*found, (f"train --preset {best}{place}", f"the best recipe for {what}")]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -248,6 +299,10 @@ def build_parser() -> argparse.ArgumentParser:
                                   help="recall on a split of pairs; --zero-shot: classification")
     command.add_argument("run", metavar="RUN", help=MODEL_HELP)
     command.add_argument("--data", help="shapes, folder or Hub id (else $MINICLIP_DATA, Flickr8k)")
+    command.add_argument("--image-key", default="", metavar="COLUMN",
+                         help="the data's column of images, if its name is unusual")
+    command.add_argument("--caption-key", default="", metavar="COLUMN",
+                         help="its column of captions, or several with commas between them")
     command.add_argument("--split", help="default validation; with --zero-shot: test of a Hub set, "
                                          "all of a folder")
     command.add_argument("--limit", type=int, default=0, help="only the first so many images")

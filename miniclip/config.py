@@ -83,6 +83,8 @@ class TrainConfig:
 
     model: str = setting("tiny", "micro, tiny, small, ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px")
     data: str = setting("", "shapes, a folder or a Hub id (empty: $MINICLIP_DATA, else Flickr8k)")
+    image_key: str = setting("", "the data's column of images, if its name is unusual")
+    caption_key: str = setting("", "its column of captions, or several with commas between them")
     limit: int = setting(0, "train on the first so many images of the split (0: all)")
     steps: int = setting(1000, "optimiser steps; the learning-rate schedule depends on them")
     batch_size: int = setting(128, "pairs in a batch, N: each sees N-1 negatives")
@@ -92,7 +94,7 @@ class TrainConfig:
     warmup: int = setting(100, "steps of linear warm-up; a cosine to zero follows")
     clip_norm: float = setting(1.0, "largest gradient norm, over all parameters")
     crop: float = setting(0.6, "smallest share of the area in a random crop, about; 1: no crop")
-    flip: bool = setting(True, "mirror half of the images; never scenes, whose captions say left")
+    flip: bool = setting(True, "mirror half of the images; never those whose captions name a side")
     jitter: float = setting(0.2, "largest change of contrast, saturation, and brightness (in std)")
     word_dropout: float = setting(0.0, "chance of each caption token to be left out")
     eval_every: int = setting(200, "steps between two evaluations on the validation split")
@@ -104,8 +106,9 @@ class TrainConfig:
         check(
             self, ("steps eval_every", lambda x: x >= 1, "it must be at least 1"),
             ("batch_size", lambda x: x >= 2, "contrast needs at least 2 pairs"),
-            ("learning_rate muon_learning_rate weight_decay", lambda x: 0 <= x <= 100,
-             "it must be from 0 to 100"),
+            ("learning_rate muon_learning_rate", lambda x: 0 <= x <= 1,
+             "it must be from 0 to 1; usual are 0.001 (AdamW) and 0.02 (Muon)"),
+            ("weight_decay", lambda x: 0 <= x <= 100, "it must be from 0 to 100"),
             ("warmup limit seed", lambda x: 0 <= x < 2**63, "it must be at least 0, below 2**63"),
             ("clip_norm", lambda x: x > 0, "it must be positive"),
             ("crop", lambda x: 0 < x <= 1, "it is a share of the area, in (0, 1]"),

@@ -101,11 +101,13 @@ class VisionTransformer(nn.Module):
 
     def embed(self, pixels):
         """Pixels (B, 3, S, S) → what the first block gets: tokens (B, T, C)."""
-        pixels = pixels.contiguous(memory_format=torch.channels_last)  # faster convolutions
+        # In the weights' type, as half() leaves them; and in the order of faster convolutions.
+        pixels = pixels.to(self.positions.dtype, memory_format=torch.channels_last)
         x = self.patches(self.stem(pixels))  # (B, C, S/P, S/P)
         x = x.flatten(2).transpose(1, 2)  # (B, T, C)
         if self.class_token is not None:
-            x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+            first = self.class_token.to(x.dtype).expand(x.shape[0], 1, -1)  # not len(x), which
+            x = torch.cat([first, x], dim=1)  # an export would turn into the example's number
         return self.norm_pre(x + self.positions)
 
     def features(self, pixels):

@@ -34,6 +34,7 @@ import regex
 import torch
 
 from miniclip.files import write_text
+from miniclip.notices import notice
 
 CLIP_MERGES = 48_894  # CLIP's file holds more merges than CLIP uses: 49,408 ids - 512 bytes - 2
 END_OF_WORD = "</w>"
@@ -276,14 +277,20 @@ class Tokenizer:
         """Tokens for the text tower: int64 (B, context_length), one row for each text.
 
         A row is start, the ids, end, and then zeros. A text that is too long is truncated, but
-        keeps its end token. One str counts as a list of one.
+        keeps its end token; a notice says how many are. One str counts as a list of one.
         """
         texts = [texts] if isinstance(texts, str) else texts
+        truncated = 0
         tokens = torch.zeros(len(texts), self.context_length, dtype=torch.int64)  # (B, L)
         rows = tokens.numpy()  # the same memory: NumPy fills short rows several times as fast
         for row, text in zip(rows, texts, strict=True):
-            ids = self.encode(text)[: self.context_length - 2]
+            ids = self.encode(text)
+            truncated += len(ids) > self.context_length - 2
+            ids = ids[: self.context_length - 2]
             row[: len(ids) + 2] = [self.start_id, *ids, self.end_id]
+        if truncated:
+            notice(f"{truncated:,} of {len(texts):,} texts are longer than the model's "
+                   f"{self.context_length} tokens: the rest of each is cut off")
         return tokens
 
     def decode(self, ids: Iterable[int]) -> str:

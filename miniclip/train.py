@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
+import numpy as np
 import torch
 from miniclip_kernels import clip_loss, sigmoid_loss
 from tqdm import tqdm
@@ -25,11 +26,13 @@ from tqdm import tqdm
 from miniclip import plots
 from miniclip.config import MODELS, ModelConfig, TrainConfig, save_config
 from miniclip.data.batches import Batches, prefetch
+from miniclip.data.captions import sentence_numbers
 from miniclip.data.pairs import Pairs, load_pairs
-from miniclip.data.sources import HubUnreachable, Source
+from miniclip.data.sources import Source
 from miniclip.device import described, fast_math, pick_device
 from miniclip.files import append_row, one_writer, write_text
 from miniclip.model import CLIP
+from miniclip.notices import notice
 from miniclip.optim import build_optimizers, schedule
 from miniclip.tasks.features import embed_images, embed_texts
 from miniclip.tasks.retrieval import retrieval
@@ -39,14 +42,15 @@ from miniclip.weights import checkpoint
 
 LOG_EVERY = 10  # steps
 SHOWN = 24  # pairs of the similarity matrix that is kept for the pictures
+COLLAPSED = 0.1  # a scale below it: all similarities, and so all answers, are the same
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer finite; the message says when, and what to try."""
+    """Training has failed; the message says when, how, and what to try."""
 
 
 def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="runs/default",
-          device: str = "auto", resume: bool = False) -> dict:
+          device: str = "auto", resume: bool = False, fit_context: bool = True) -> dict:
     """Train a CLIP into a run folder → the figures of its best checkpoint, as in metrics.json.
 
     Args:
@@ -56,25 +60,28 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
         device: auto, cpu, cuda or mps.
         resume: go on from the folder's last saved step; config and model_config must then be those
             of the folder.
+        fit_context: make the model's context longer if too many captions are longer than it.
 
     Raises:
         ValueError: input that cannot be trained on, or a folder that holds anything but a run.
-        HubUnreachable: the Hub does not give data that were asked for by name.
-        Diverged: the loss is no longer finite. What was saved before is kept.
+        HubUnreachable: the Hub does not answer.
+        Diverged: the loss is no longer finite, or all pairs look alike. What was saved is kept.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved first.
     """
     folder, device = Path(folder).resolve(), pick_device(device)
 
     # The data, and a tokenizer that learns from the training captions.
+    check_warmup(config)
     model_config = model_config or MODELS[config.model]
-    pairs, held_out, config = prepare_data(config, model_config, resume)
+    pairs, held_out, config = prepare_data(config, model_config)
     if resume:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
     else:
-        texts, _ = pairs.flat_captions()
-        tokenizer = Tokenizer.train(texts, model_config.vocab_size, model_config.context_length)
-    model_config = replace(model_config, vocab_size=tokenizer.vocab_size)  # few texts, few tokens
+        tokenizer = make_tokenizer(pairs, model_config, fit_context)
+    model_config = replace(model_config, vocab_size=tokenizer.vocab_size,  # few texts, few tokens
+                           context_length=tokenizer.context_length)
     batches = Batches(pairs, tokenizer, model_config.image_size, config, device)
+    tell_about(batches, held_out, config)
 
     # The model, and what will change it.
     generator = torch.Generator().manual_seed(config.seed)
@@ -99,7 +106,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
         begin = time.perf_counter() - progress["seconds"]
         recent = Recent()
         with StopSignal() as stop, progress_bar(steps) as bar:
-            for step, pixels, tokens, waited in prefetch(batches, steps):
+            for step, pixels, tokens, ids, waited in prefetch(batches, steps):
                 share = schedule(step, config)
                 for optimizer in optimizers:
                     for group in optimizer.param_groups:
@@ -107,7 +114,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
 
                 with fast_math(device):
                     image_features, text_features, scale = model(pixels, tokens)  # (B, D) twice, ()
-                loss = contrast(model, image_features.float(), text_features.float(), scale)
+                    loss = contrast(model, image_features, text_features, scale, ids)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
                 for optimizer in optimizers:
@@ -125,10 +132,10 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                 if not (log_now or save_now):
                     continue  # without a wait for the device
 
-                recent.check_finite(done)
+                recent.check(done)
                 if log_now:
                     row = recent.figures(done, len(pixels))
-                    row["accuracy"] = accuracy(image_features, text_features)
+                    row["accuracy"] = accuracy(image_features, text_features, ids)
                     row["learning_rate"] = config.learning_rate * share
                     append_row(folder / "metrics.jsonl", row)
                     bar.set_postfix_str(in_short(row))
@@ -153,41 +160,74 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
 # ------------------------------------------------------------------------------- before the loop
 
 
-NO_HUB = """
-Flickr8k is out of reach: {error}.
-Training goes on with `shapes`, the built-in generated scenes, neither cropped, mirrored nor tinted:
-their captions name places and colours. Figures for photographs need photographs. To get Flickr8k,
-run the same command again with a network. Or put its parquet files, or its images with
-captions.txt, into a folder and set MINICLIP_DATA=/path/to/folder.
-"""
+LONGEST_FIT = 77  # tokens, CLIP's own context
+ENOUGH = 50  # held-out images, and different captions: of fewer, ten guesses find one by chance
 
 
-def contrast(model: CLIP, image_features, text_features, scale) -> torch.Tensor:
-    """Features (B, D) twice, () → the loss that the model learns by, (): softmax or sigmoid."""
-    if model.logit_bias is None:
-        return clip_loss(image_features, text_features, scale)
-    return sigmoid_loss(image_features, text_features, scale, model.logit_bias)
+def check_warmup(config: TrainConfig):
+    """ValueError for a warm-up that the run would never leave."""
+    if config.warmup >= config.steps:
+        raise ValueError(
+            f"warmup is {config.warmup}, and the run has {config.steps} steps: the learning rate "
+            f"would never reach its peak; set --warmup {config.steps // 10}, or more --steps")
 
 
-def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
-    """→ (training pairs, validation pairs, the configuration with the data's place filled in).
-
-    If the Hub does not answer, the default data set is replaced by `shapes`, with a notice. A data
-    set that was asked for by name, or that of a resumed run, is never replaced.
-    """
-    source, size = Source.find(config.data or None), model_config.image_size
-    try:
-        pairs = load_pairs(source, "train", size, config.limit)
-        held_out = load_pairs(source, "validation", size)
-    except HubUnreachable as error:
-        if source.explicit or resume:
-            raise
-        print(NO_HUB.format(error=error), file=sys.stderr)
-        config = replace(config, data="shapes", crop=1.0, jitter=0.0)
-        return prepare_data(config, model_config, resume)
-    flip = config.flip and source.kind != "shapes"  # captions of scenes say left and right
+def prepare_data(config: TrainConfig, model_config: ModelConfig):
+    """→ (training pairs, validation pairs, the configuration with the data's place filled in)."""
+    source = Source.find(config.data or None, config.image_key, config.caption_key)
+    size = model_config.image_size
+    pairs = load_pairs(source, "train", size, config.limit)
+    held_out = load_pairs(source, "validation", size)
     # The data's place is saved, so a run can be resumed from any directory.
-    return pairs, held_out, replace(config, data=source.where, flip=flip)
+    return pairs, held_out, replace(config, data=source.where)
+
+
+def make_tokenizer(pairs: Pairs, model_config: ModelConfig, fit_context: bool) -> Tokenizer:
+    """A tokenizer that has learnt from the training captions.
+
+    Its context is the model's, or what holds 99 % of the captions if that is more (LONGEST_FIT at
+    most). Without fit_context it is the model's, and a notice says what would hold them.
+    """
+    texts, _ = pairs.flat_captions()
+    tokenizer = Tokenizer.train(texts, model_config.vocab_size, model_config.context_length)
+    lengths = np.array([len(tokenizer.encode(text)) + 2 for text in texts])  # with start and end
+    wanted = int(np.quantile(lengths, 0.99, method="higher"))
+    if wanted > tokenizer.context_length:
+        share = (lengths > tokenizer.context_length).mean()
+        told = f"{share:.0%} of the captions are longer than {tokenizer.context_length} tokens"
+        if fit_context and (fitted := min(wanted, LONGEST_FIT)) > tokenizer.context_length:
+            notice(f"{told}: the model reads {fitted} tokens (--context-length sets another limit)")
+            tokenizer.context_length = fitted
+        else:
+            notice(f"{told}: --context-length {wanted} would hold 99 % of them")
+    return tokenizer
+
+
+def recall_tells(held_out: Pairs) -> bool:
+    """Whether recall on these pairs can tell better weights from worse ones."""
+    texts, _ = held_out.flat_captions()
+    return min(len(held_out), len(set(sentence_numbers(texts).tolist()))) >= ENOUGH
+
+
+def tell_about(batches: Batches, held_out: Pairs, config: TrainConfig):
+    """Say before the start what the data will do to the training."""
+    if config.flip and (sided := int(batches.sided.sum())):
+        notice(f"{sided:,} of {len(batches.sided):,} images are never mirrored: their captions "
+               "name a side, such as left")
+    if not recall_tells(held_out):
+        notice(f"{held_out.name} has fewer than {ENOUGH} images or different captions, and recall "
+               "on so few can't tell which weights are the best: the last are kept")
+
+
+def contrast(model: CLIP, image_features, text_features, scale, ids) -> torch.Tensor:
+    """Features (B, D) twice, (), ids (B,) or None → the loss that the model learns by, ().
+
+    Two pairs with equal captions are no wrong answers to each other: the softmax leaves them out,
+    and to the sigmoid they are right ones.
+    """
+    if model.logit_bias is None:
+        return clip_loss(image_features, text_features, scale, image_ids=ids)
+    return sigmoid_loss(image_features, text_features, scale, model.logit_bias, image_ids=ids)
 
 
 def restore(folder: Path, config: TrainConfig, model: CLIP, optimizers: list,
@@ -244,15 +284,18 @@ class Recent:
         self.values.append(torch.stack([loss.detach(), norm, scale.detach()]))
         self.waited += waited
 
-    def check_finite(self, done: int):
-        """Raise Diverged if a loss or gradient was not finite. `done`: the last of these steps."""
+    def check(self, done: int):
+        """Raise Diverged if one of these steps, of which `done` is the last, has gone wrong."""
         rows = torch.stack(self.values).tolist()
         for step, (loss, norm, scale) in enumerate(rows, start=done - len(rows) + 1):
-            if not math.isfinite(loss + norm):
+            why = "" if math.isfinite(loss + norm) else "no longer finite"
+            if scale < COLLAPSED:
+                why = "all pairs look alike, and nothing can be learnt any more"
+            if why:
                 raise Diverged(
                     f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}, scale {scale:.4g}: "
-                    "no longer finite. Start again with a lower --learning-rate or "
-                    "--muon-learning-rate, or a longer --warmup")
+                    f"{why}. Start again with a lower --learning-rate or --muon-learning-rate, or "
+                    "a longer --warmup")
 
     def figures(self, done: int, batch_size: int) -> dict:
         """A line of metrics.jsonl: figures of the last step, speed of them all."""
@@ -274,10 +317,11 @@ def in_short(row: dict) -> str:
 
 
 @torch.no_grad()
-def accuracy(image_features, text_features) -> float:
-    """Share of a batch's images (B, D) whose nearest text (B, D) is their own."""
-    nearest = (image_features @ text_features.T).argmax(1).cpu()  # (B,) texts, one per image
-    return (nearest == torch.arange(len(nearest))).double().mean().item()
+def accuracy(image_features, text_features, ids) -> float:
+    """Share of a batch's images (B, D) whose nearest text (B, D) is their own, or equal to it."""
+    nearest = (image_features @ text_features.T).argmax(1)  # (B,) texts, one per image
+    own = torch.arange(len(nearest), device=nearest.device) if ids is None else ids
+    return (own[nearest] == own).double().mean().item()
 
 
 def evaluate(folder: Path, model: CLIP, tokenizer: Tokenizer, held_out: Pairs, progress: dict):
@@ -294,7 +338,7 @@ def evaluate(folder: Path, model: CLIP, tokenizer: Tokenizer, held_out: Pairs, p
     rounded = [[round(x, 4) for x in row] for row in cosines.tolist()]
     append_row(folder / "similarity.jsonl", {"step": step, "cosines": rounded})
     mean = (metrics["image_to_text"]["R@10"] + metrics["text_to_image"]["R@10"]) / 2
-    if mean >= progress["best"]:  # the last of equals: few images soon give 100 %
+    if mean >= progress["best"] or not recall_tells(held_out):  # the last of equals
         progress.update(best=mean, best_step=step)
         checkpoint.save_weights(model, folder)
     model.train()
@@ -314,6 +358,7 @@ def report(model: CLIP, tokenizer: Tokenizer, pairs: Pairs, held_out: Pairs, con
         kilobytes /= 1024
     metrics["training"] = {
         "data": pairs.name, "summary": pairs.summary, "best_step": progress["best_step"],
+        "best_by": "recall" if recall_tells(held_out) else "the last step",
         "steps": config.steps, "batch_size": config.batch_size,
         "seconds": round(progress["seconds"], 1), "peak_memory_mb": round(kilobytes / 1024),
         "parameters": sum(p.numel() for p in model.parameters()), **described(device)}

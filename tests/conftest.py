@@ -43,7 +43,13 @@ def pytest_unconfigure():
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch):
-    """One cache for the whole set, so that the built-in scenes are drawn once; no MINICLIP_DATA."""
+    """One cache for the whole set, so that the built-in scenes are drawn once; no MINICLIP_DATA.
+
+    And no test is spared a notice because another one has had it.
+    """
+    from miniclip.notices import notice  # not above: the environment is set first
+
+    notice.cache_clear()
     monkeypatch.setenv("MINICLIP_CACHE", str(SCRATCH / "cache"))
     monkeypatch.delenv("MINICLIP_DATA", raising=False)
 

@@ -16,18 +16,21 @@ from miniclip.config import PRESETS
 ROOT = Path(__file__).parent.parent
 # A room imports only from rooms in lines above its own.
 ORDER = """
-    config files device
+    config files device notices
     tokenizer
-    data.drawing data.images
-    data.scenes data.shifts
+    data.drawing data.images data.captions data.splits data.hub
+    data.scenes data.shifts data.columns
+    data.caption_files
+    data.folders
+    data.tables
     data.sources
     data.shards
     data.labelled data.annotated data.pairs
     data.batches data.caption_classes data.styled
     model
     optim
-    weights.names
-    weights.checkpoint
+    weights.names weights.tensors
+    weights.checkpoint weights.merges
     weights.pretrained weights.export weights.supervised
     tasks.features
     tasks.intervals tasks.retrieval tasks.zero_shot
@@ -141,8 +144,11 @@ def test_there_is_a_folder_of_tests_for_each_room():
     """tests/data/test_pairs.py for data/pairs.py: whoever changes a file knows where to look."""
     elsewhere = {"config": "test_cli.py", "commands.shared": "test_cli.py",
                  "device": "test_train.py",
-                 "data.drawing": "data/test_scenes.py", "weights.checkpoint": "test_train.py",
-                 "weights.names": "weights/test_pretrained.py"}
+                 "data.drawing": "data/test_scenes.py", "data.hub": "data/test_sources.py",
+                 "weights.checkpoint": "test_train.py",
+                 "weights.names": "weights/test_pretrained.py",
+                 "weights.merges": "weights/test_pretrained.py",
+                 "weights.tensors": "weights/test_pretrained.py"}
     for path in ROOMS:
         room = room_of(path)
         *folder, name = room.split(".")

@@ -24,8 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import miniclip
 from miniclip.cli import main
-from miniclip.config import TINY, TrainConfig, load_config
-from miniclip.data import batches, sources
+from miniclip.config import PRESETS, TINY, TrainConfig, load_config
+from miniclip.data import batches, sources, tables
+from miniclip.data.hub import HubUnreachable
 from miniclip.device import bf16_is_fast, pick_device
 from miniclip.files import append_row, read_rows
 from miniclip.model import CLIP
@@ -191,7 +192,7 @@ if slow:  # a save that takes long enough to be killed in
     torch.save = save
 sys.exit(main(sys.argv[1:]))
 """
-SMALL = ["--data", "shapes", "--limit", "64", "--batch-size", "16", "--warmup", "2",
+SMALL = ["--data", "shapes", "--limit", "64", "--batch-size", "16", "--warmup", "1",
          "--vision-width", "48", "--text-width", "48", "--embed-dim", "32", "--vision-heads", "2",
          "--text-heads", "2", "--vision-layers", "1", "--stem", "8,8", "--vocab-size", "700",
          "--device", "cpu"]
@@ -310,7 +311,7 @@ def test_two_at_once_are_refused(tmp_path, another_writer):
 
 def test_a_run_knows_its_data_whatever_is_set_later(tmp_path, monkeypatch):
     monkeypatch.setenv("MINICLIP_DATA", "shapes")
-    train(replace(CONFIG, data="", steps=2), MODEL, tmp_path / "run", device="cpu")
+    train(replace(CONFIG, data="", steps=3), MODEL, tmp_path / "run", device="cpu")
     monkeypatch.setenv("MINICLIP_DATA", "/no/such/folder")
     config = load_config(TrainConfig, tmp_path / "run/train.json")
     assert config.data == "shapes"
@@ -319,8 +320,8 @@ def test_a_run_knows_its_data_whatever_is_set_later(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_no_number_stops_with_a_diagnosis(tmp_path, monkeypatch):
     def poisoned(self, step, real=batches.Batches.__getitem__):
-        pixels, tokens = real(self, step)
-        return (pixels * float("nan") if step == 4 else pixels), tokens
+        pixels, *rest = real(self, step)
+        return (pixels * float("nan") if step == 4 else pixels), *rest
 
     monkeypatch.setattr(batches.Batches, "__getitem__", poisoned)
     with pytest.raises(Diverged, match="step 5: loss nan.*learning-rate"):
@@ -334,10 +335,10 @@ def test_a_loss_that_is_no_number_stops_with_a_diagnosis(tmp_path, monkeypatch):
 def test_a_loss_that_is_no_number_is_found_before_anything_is_saved(tmp_path, monkeypatch):
     """Looked at every tenth step only; a stop that saves in between looks, too."""
     def poisoned(self, step, real=batches.Batches.__getitem__):
-        pixels, tokens = real(self, step)
+        pixels, *rest = real(self, step)
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)  # asks for a stop after this step
-        return (pixels * float("nan") if step == 1 else pixels), tokens
+        return (pixels * float("nan") if step == 1 else pixels), *rest
 
     monkeypatch.setattr(batches.Batches, "__getitem__", poisoned)
     with pytest.raises(Diverged, match="step 2: loss nan"):
@@ -413,19 +414,125 @@ def test_it_trains_on_a_gpu(tmp_path):
     assert metrics["training"]["bf16"] is True
 
 
-def test_without_the_hub_it_says_so_and_trains_on_shapes(tmp_path, monkeypatch, capsys):
-    def refused(name):
-        raise sources.HubUnreachable("ConnectError: connection refused")
+def test_without_the_hub_it_says_so_and_takes_the_recipe_for_scenes(tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise HubUnreachable("ConnectError: connection refused")
 
     monkeypatch.delenv("MINICLIP_DATA", raising=False)
-    monkeypatch.setattr(sources, "check_hub", refused)
-    metrics = train(replace(CONFIG, data=""), MODEL, tmp_path / "run", device="cpu")
+    monkeypatch.setattr(tables, "check_hub", refused)
+    run = ["--run", str(tmp_path / "run"), "--preset", "tiny", *SMALL[2:], "--steps", "6"]
+    assert main(["train", *run]) == 0
+    said = capsys.readouterr()
+    assert "connection refused" in said.err and "MINICLIP_DATA" in said.err
+    assert "recipe made for them" in said.err and "Traceback" not in said.err
+    used = load_config(TrainConfig, tmp_path / "run/train.json")
+    changed = {"steps": 6, "batch_size": 16, "warmup": 1, "limit": 64}
+    assert used == replace(PRESETS["shapes"], **changed)  # what was asked for is kept
+    with pytest.raises(HubUnreachable):  # a recipe is the command line's affair
+        train(replace(CONFIG, data=""), MODEL, tmp_path / "python", device="cpu")
+    assert main(["train", *run, "--run", str(tmp_path / "named"), "--data", "jxie/flickr8k"]) == 2
+    assert "refused" in capsys.readouterr().err  # asked for by name: an error
+    assert not (tmp_path / "python").exists() and not (tmp_path / "named").exists()
+
+
+# ------------------------------------------------------------------ silent, and ruinous
+
+
+def write_coloured(folder, captions):
+    """160 images, of which a tenth is held out; image i has captions[i % len(captions)]."""
+    write_images(folder / "images", range(160))
+    (folder / "captions.csv").write_text("image,caption\n" + "".join(
+        f"{i}.jpg,{captions[i % len(captions)]}\n" for i in range(160)))
+
+
+def test_captions_longer_than_the_context_lengthen_it(tmp_path, folder, cache, capsys):
+    shared = " ".join(f"word{i}" for i in range(20))
+    write_coloured(folder, [f"{shared} number {i}" for i in range(160)])
+    config = replace(CONFIG, data=str(folder), limit=0, steps=2, warmup=0)
+    train(config, MODEL, tmp_path / "long", device="cpu")
     said = capsys.readouterr().err
-    assert "connection refused" in said and "MINICLIP_DATA" in said and "shapes" in said
-    assert metrics["training"]["data"] == "shapes:train" and "shapes" in metrics
-    used = json.loads((tmp_path / "run/train.json").read_text())
-    assert used["data"] == "shapes"
-    assert not used["flip"] and used["crop"] == 1 and used["jitter"] == 0  # captions name places
-    with pytest.raises(sources.HubUnreachable):  # asked for by name: an error
-        train(replace(CONFIG, data="jxie/flickr8k"), MODEL, tmp_path / "named", device="cpu")
-    assert not (tmp_path / "named").exists()
+    found = re.search(r"100% of the captions are longer than 24 tokens: the model reads (\d+)",
+                      said)
+    kept, tokenizer, _ = miniclip.load(tmp_path / "long")
+    assert kept.config.context_length == tokenizer.context_length == int(found[1]) > 24
+    assert "cut off" not in said
+    train(config, MODEL, tmp_path / "short", device="cpu", fit_context=False)
+    said = capsys.readouterr().err
+    assert f"--context-length {found[1]} would hold 99 % of them" in said
+    assert re.search(r"144 of 144 texts are longer than the model's 24 tokens", said)
+    assert miniclip.load(tmp_path / "short")[1].context_length == 24
+    assert main(["train", "--data", str(folder), *SMALL[4:], "--steps", "3", "--run",
+                 str(tmp_path / "cli"), "--context-length", "24", "--json"]) == 0
+    assert load_config(type(MODEL), tmp_path / "cli/config.json").context_length == 24
+
+
+def test_the_context_is_lengthened_to_77_at_most(tmp_path, folder, cache, capsys):
+    write_coloured(folder, [" ".join(f"{i}{k}" for k in range(60)) for i in range(160)])
+    train(replace(CONFIG, data=str(folder), limit=0, steps=2, warmup=0), MODEL, tmp_path / "run",
+          device="cpu")
+    assert "the model reads 77 tokens" in capsys.readouterr().err
+
+
+def test_equal_captions_are_no_wrong_answers(tmp_path, folder, cache, every_step, monkeypatch):
+    """Four captions on 160 images: every loss gets ids, and recall knows the answers as right."""
+    given = []
+    monkeypatch.setattr("miniclip.train.clip_loss", lambda *features, image_ids: (
+        given.append(image_ids), clip_loss(*features, image_ids=image_ids))[1])
+    write_coloured(folder, ["red", "green", "blue", "white"])
+    metrics = train(replace(CONFIG, data=str(folder), limit=0), MODEL, tmp_path / "run", "cpu")
+    assert all(len(ids.unique()) <= 4 and len(ids) == 16 for ids in given) and len(given) == 6
+    assert metrics["different_captions"] == 3 and metrics["images"] == 16
+    assert metrics["training"]["best_by"] == "the last step"  # recall can't tell
+    assert metrics["training"]["best_step"] == 6
+
+
+def test_where_recall_tells_it_chooses(tmp_path, folder, cache, capsys):
+    """And where it can't, the last weights are kept, with a notice before the start."""
+    for number, count in ((0, 600), (1, 100)):
+        data = folder / str(number)
+        data.mkdir()
+        write_images(data / "images", range(count))
+        (data / "captions.csv").write_text("image,caption\n" + "".join(
+            f"{i}.jpg,picture {i}\n" for i in range(count)))
+        found = train(replace(CONFIG, data=str(data), limit=0, steps=2, warmup=0), MODEL,
+                      tmp_path / f"run{number}", device="cpu")
+        assert found["training"]["best_by"] == ("recall", "the last step")[number]
+        assert ("the last are kept" in capsys.readouterr().err) == bool(number)
+
+
+def test_images_whose_captions_name_sides_are_told(tmp_path, folder, cache, capsys):
+    write_coloured(folder, ["an arrow to the left", "an arrow to the right", "a dot", "a square"])
+    config = replace(CONFIG, data=str(folder), limit=0, steps=2, warmup=0)
+    train(config, MODEL, tmp_path / "run", device="cpu")
+    assert re.search(r"\d\d of 144 images are never mirrored", capsys.readouterr().err)
+    train(replace(config, flip=False), MODEL, tmp_path / "still", device="cpu")
+    assert "mirrored" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings, message", [
+    (["--steps", "30", "--warmup", "100"], "warmup is 100, and the run has 30 steps.*--warmup 3"),
+    (["--steps", "30", "--warmup", "30"], "would never reach its peak"),
+    (["--learning-rate", "20"], "learning_rate is 20.0; it must be from 0 to 1; usual are 0.001"),
+    (["--muon-learning-rate", "1.5"], "muon_learning_rate is 1.5"),
+    (["--learning-rate", "nan"], "learning_rate is nan")])
+def test_settings_that_can_never_learn_are_refused_before_the_start(tmp_path, capsys, settings,
+                                                                    message):
+    run = [*SMALL[:6], *SMALL[8:], "--run", str(tmp_path / "run"), *settings]
+    assert main(["train", *run]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and re.search(message, said[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_few_steps_warm_up_in_a_tenth_of_them(tmp_path, capsys):
+    run = [*SMALL[:6], *SMALL[8:], "--run", str(tmp_path / "run"), "--steps", "30", "--json"]
+    assert main(["train", *run]) == 0
+    assert "fewer than the recipe's warm-up: it is 3 steps now" in capsys.readouterr().err
+    assert load_config(TrainConfig, tmp_path / "run/train.json").warmup == 3
+
+
+def test_a_training_that_collapses_says_so(tmp_path):
+    """Such a rate drives the scale to 0: the loss is ln N, and stays there."""
+    config = replace(CONFIG, learning_rate=1.0, muon_learning_rate=0.5, steps=60, eval_every=60)
+    with pytest.raises(Diverged, match="all pairs look alike, .* a lower --learning-rate"):
+        train(config, MODEL, tmp_path / "run", device="cpu")

@@ -1,6 +1,6 @@
 """Batches of pairs: which images, which captions, and how they are augmented.
 
-    Pairs ──Batches[step]──▶ pixels (B, 3, S, S) float32, tokens (B, L) int64
+    Pairs ──Batches[step]──▶ pixels (B, 3, S, S) float32, tokens (B, L) int64, ids (B,) int64
 """
 
 import time
@@ -13,16 +13,19 @@ import torch
 import torch.nn.functional as F
 
 from miniclip.config import TrainConfig
+from miniclip.data.captions import names_a_side, sentence_numbers
 from miniclip.data.images import normalize
 from miniclip.data.pairs import Pairs
 from miniclip.tokenizer import Tokenizer
 
 
-def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: torch.Generator):
+def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: torch.Generator,
+            sided: torch.Tensor | None = None):
     """uint8 (B, R, R, 3) → normalised float32 (B, 3, S, S), each with a random crop, flip, colour.
 
     The random resized crop (Szegedy et al. 2015, arXiv 1409.4842, section 6) and the flip are one
-    affine map for each image; brightness, contrast and saturation change by up to `jitter`.
+    affine map for each image; brightness, contrast and saturation change by up to `jitter`. The
+    images that are `sided` (B,) are never mirrored: their captions say left or right.
     """
     B = len(images)
 
@@ -34,6 +37,8 @@ def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: tor
     stretch = uniform(-0.14, 0.14).mul(config.crop < 1).exp()
     height, width = (side * stretch).clamp(max=1), (side / stretch).clamp(max=1)
     flip = uniform(-1, 1).sign() if config.flip else torch.ones(B)
+    if sided is not None:
+        flip = flip.masked_fill(sided, 1)
     theta = torch.zeros(B, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width * flip, height
     # The image reaches from −1 to 1: a crop of width w can move by ±(1 − w).
@@ -53,24 +58,30 @@ def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: tor
 
 
 class Batches:
-    """`batches[step]` → pixels (B, 3, S, S), tokens (B, L): a pure function of seed and step.
+    """`batches[step]` → pixels (B, 3, S, S), tokens (B, L), ids (B,): a function of seed and step.
 
     So a resumed run sees the same data as an uninterrupted one. Within an epoch an image appears at
     most once, with one of its captions drawn at random. An image twice in a batch would make a true
-    pair a negative.
+    pair a negative. So would two images with the same caption: `ids` has equal numbers for equal
+    captions, and is None where all differ.
     """
 
     def __init__(self, pairs: Pairs, tokenizer: Tokenizer, size: int, config: TrainConfig,
                  device="cpu"):
-        if (count := len(pairs)) < config.batch_size:
+        if (count := len(pairs)) < 2:
+            raise ValueError(f"{pairs.name} has {count} image: contrast needs 2 at least, beside "
+                             "those that are held out for validation; add some")
+        if count < config.batch_size:
             raise ValueError(f"batch_size {config.batch_size} is larger than the {count} images of "
-                             f"{pairs.name}; set --batch-size {count} or less (2 at least)")
+                             f"{pairs.name}; set --batch-size {count} or less")
         self.images, self.size, self.config, self.device = pairs.images, size, config, device
         self.per_epoch = len(pairs) // config.batch_size
         texts, owner = pairs.flat_captions()
         self.tokens = tokenizer(texts)  # (M, L), encoded once
         self.counts = np.bincount(owner)  # captions of each image
         self.first = np.cumsum(self.counts) - self.counts  # its first row in tokens
+        self.sentences = sentence_numbers(texts)  # (M,)
+        self.sided = torch.tensor([names_a_side(captions) for captions in pairs.captions])  # (N,)
         # Cached for an epoch: a million images take a tenth of a second.
         self.order = lru_cache(maxsize=1)(self.order)
 
@@ -87,16 +98,19 @@ class Batches:
         images, rows = self.order(epoch)
         return images[batch], rows[batch]
 
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         images, rows = self.numbers(step)
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
         pixels = self.sent(torch.from_numpy(self.images[images]))
-        pixels = augment(pixels, self.size, self.config, generator)
+        pixels = augment(pixels, self.size, self.config, generator, self.sided[images])
         tokens = self.tokens[torch.from_numpy(rows)]
         if self.config.word_dropout:
             tokens = drop_words(tokens, self.config.word_dropout, generator)
+        ids = self.sentences[rows]
+        equal = len(np.unique(ids)) < len(ids)
         # Columns after the longest text's end token can't change a result: leave them out.
-        return pixels, self.sent(tokens[:, : int(tokens.argmax(1).max()) + 1])
+        return (pixels, self.sent(tokens[:, : int(tokens.argmax(1).max()) + 1]),
+                self.sent(torch.from_numpy(ids)) if equal else None)
 
     def sent(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy a tensor to the device. From pinned memory the copy runs in the background."""
@@ -106,16 +120,16 @@ class Batches:
 
 
 def prefetch(batches: Batches, steps: range) -> Iterator[tuple]:
-    """(step, pixels, tokens, seconds waited for them): a thread prepares one batch ahead."""
+    """(step, pixels, tokens, ids, seconds waited): a thread prepares one batch ahead."""
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(batches.__getitem__, steps.start) if steps else None
         for step in steps:
             begin = time.perf_counter()
-            pixels, tokens = ahead.result()
+            batch = ahead.result()
             waited = time.perf_counter() - begin
             if step + 1 in steps:
                 ahead = pool.submit(batches.__getitem__, step + 1)
-            yield step, pixels, tokens, waited
+            yield step, *batch, waited
 
 
 def drop_words(tokens: torch.Tensor, chance: float, generator: torch.Generator) -> torch.Tensor:

@@ -16,7 +16,8 @@ import re
 import numpy as np
 
 from miniclip.data.pairs import Examples, Pairs, load_pairs
-from miniclip.data.sources import Source, UnknownSplit
+from miniclip.data.sources import Source
+from miniclip.data.splits import UnknownSplit
 
 THINGS = {"dog": "dog dogs puppy puppies",
           "bicycle": "bicycle bicycles bike bikes bicyclist bicyclists biker bikers cyclist "

@@ -57,16 +57,42 @@ def resize_whole(image: Image.Image, size: int) -> np.ndarray:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any mode → RGB. 16-bit pixels, and mode F's 0 to 1, are scaled to 0 to 255. Pillow and
-    transformers clip at 255 instead, so that nearly all 16-bit pixels turn white."""
+    """Any mode → RGB. Pixels of more than 8 bits, and mode F's 0 to 1, are scaled to 0 to 255.
+
+    A file of 16 bits may hold a camera's 12: `white_of` looks at what is in it. Pillow and
+    transformers clip at 255 instead, so that nearly all 16-bit pixels turn white.
+    """
     if image.mode[0] in "IF":
         values = np.asarray(image, np.float32)
-        if image.mode[0] == "I":
-            white = 65535
-        else:
-            white = 255 if values.max() > 1 else 1
+        white = white_of(values.max(), image.mode == "F")
         image = Image.fromarray((values * (255 / white)).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def from_array(values: np.ndarray) -> Image.Image:
+    """(H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels → an image of mode RGB or RGBA.
+
+    Whole numbers are 0 to 255, or up to 65,535; others 0 to 1, or 0 to 255. ValueError for what is
+    no image.
+    """
+    if values.ndim == 3 and values.shape[2] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
+        values = values.transpose(1, 2, 0)
+    if not values.size or values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,),
+                                                                                (4,)):
+        raise ValueError(f"an array of shape {values.shape}")
+    if values.dtype != np.uint8:
+        largest, smallest = values.max(), values.min()
+        if not 0 <= smallest <= largest <= 65535:  # false for NaN too
+            raise ValueError(f"an array with values from {smallest:.4g} to {largest:.4g}")
+        values = (values * (255 / white_of(largest, values.dtype.kind == "f"))).astype(np.uint8)
+    values = np.ascontiguousarray(values[..., 0] if values.shape[2:] == (1,) else values)
+    return Image.fromarray(values)
+
+
+def white_of(largest: float, fractions: bool) -> int:
+    """The value of white: the largest number of 8, 10, 12, 14 or 16 bits, whichever holds all."""
+    depths = (1, 8, 16) if fractions else (8, 10, 12, 14, 16)
+    return next((2**d - 1 for d in depths if largest <= 2**d - 1), 2 ** depths[-1] - 1)
 
 
 def fit(images: np.ndarray, size: int) -> np.ndarray:
@@ -100,14 +126,18 @@ class Transform:
 
 
 def decode(image, size: int, resize=resize_crop) -> tuple[np.ndarray | None, str]:
-    """Bytes, path or array → ((S, S, 3) uint8 or None if it must be skipped, what was odd).
+    """Bytes, path, array or PIL image → ((S, S, 3) uint8 or None if skipped, what was odd).
 
     With `resize=resize_whole` nothing is cut off: (H, W, 3), the shorter side S.
     """
     if image is None:
         return None, "missing"
-    if isinstance(image, np.ndarray):
-        return resize(Image.fromarray(image), size), ""
+    try:
+        if isinstance(image, np.ndarray | Image.Image):  # decoded already
+            picture = image if isinstance(image, Image.Image) else from_array(image)
+            return resize(rgb(picture), size), ""
+    except ValueError as error:
+        return None, str(error)
     try:
         with Image.open(image if isinstance(image, str | Path) else io.BytesIO(image)) as picture:
             if picture.width * picture.height > MAX_PIXELS:

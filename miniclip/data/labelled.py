@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from miniclip.data import scenes
+from miniclip.data.hub import check_hub, telling
 from miniclip.data.images import IMAGE_SUFFIXES, in_threads
 from miniclip.data.shards import FolderFiles, HubFiles, is_sharded, sharded_set
-from miniclip.data.sources import SPLIT_NAMES, Source, check_hub, telling, unknown_split
+from miniclip.data.sources import Source
+from miniclip.data.splits import standard, unknown_split
 
 SPLIT_FOLDERS = {"train", "val", "valid", "validation", "test"}
 
@@ -38,10 +40,12 @@ def labelled_images(where: str, split: str | None = None, renamed: dict[str, str
         ValueError: says what is missing.
     """
     source, renamed, templates = Source.find(where), renamed or {}, None
+    if Path(source.where).is_file():
+        raise ValueError(f"{where} is a file; name the folder that holds the data")
     if source.kind == "shapes":
         rows, labels = scene_images(split)
     elif source.kind == "hub":
-        files = HubFiles(source.where, check_hub(source))
+        files = HubFiles(source.where, check_hub(source.where))
         if is_sharded(files.names):
             rows, labels, templates = sharded_set(files, where, split)
         else:
@@ -97,7 +101,7 @@ def folder_images(root: Path, where: str, split: str | None) -> tuple[Iterator, 
     """A folder for each class. The order is the same everywhere, and every class comes early."""
     if split and not (root / split).is_dir():  # val/ is another name of validation/
         folders = [path.name for path in root.iterdir() if path.is_dir()]
-        asked, split = split, next((f for f in folders if SPLIT_NAMES.get(f) == split), None)
+        asked, split = split, next((f for f in folders if standard(f) == split), None)
         if split is None:
             raise unknown_split(asked, where, folders)
     root = root / (split or "")
@@ -123,9 +127,9 @@ def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
     """`labelled_images` of a Hub set: its first columns of type Image and ClassLabel, streamed."""
     import datasets  # imported here because it takes a second
 
-    with telling(source, split or "test"):
+    with telling(source.where, split or "test", True):
         splits = datasets.load_dataset(source.where, streaming=True)
-    split = next((name for name in splits if SPLIT_NAMES.get(name, name) == split), split)
+    split = next((name for name in splits if standard(name) == split), split)
     split = split or next((name for name in ("test", "validation") if name in splits), "test")
     if split not in splits:
         raise unknown_split(split, source.where, splits)
@@ -139,7 +143,7 @@ def hub_images(source: Source, split: str | None) -> tuple[Iterator, list[str]]:
     table = table.cast_column(image, datasets.Image(decode=False))  # one broken image is not fatal
 
     def rows():
-        with telling(source, split):
+        with telling(source.where, split, True):
             for row in table:
                 yield (row[image] or {}).get("bytes"), row[label]
 

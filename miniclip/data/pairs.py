@@ -1,6 +1,6 @@
 """Pairs of every source in one form: decoded once, and kept in a cache.
 
-    rows of sources.py: (name, image as bytes, path or array, captions)
+    rows of sources.py: (name, image as bytes, path, array or PIL image, captions)
         ──decode once, resize──▶ uint8 images in a memory-mapped file, captions in JSON
 
 The cache lies in $MINICLIP_CACHE (default ~/.cache/miniclip), one folder for each source, split,
@@ -25,9 +25,10 @@ import numpy as np
 from PIL import Image
 
 from miniclip.data.images import decode
-from miniclip.data.sources import SPLIT_NAMES, Source
+from miniclip.data.sources import Source
+from miniclip.data.splits import standard
 
-CACHE_VERSION = 4  # raise it when the same source would give other pixels or captions
+CACHE_VERSION = 5  # raise it when the same source would give other pixels or captions
 DAY = 24 * 60 * 60  # seconds
 
 
@@ -73,7 +74,7 @@ def load_pairs(source: Source, split: str, size: int, limit: int = 0) -> Pairs:
     """
     if not 0 <= limit < 2**63:
         raise ValueError(f"limit is {limit}; it must be 0 (all) or a number of images")
-    split = SPLIT_NAMES.get(split, split)
+    split = standard(split)
     key = "\n".join([str(CACHE_VERSION), source.kind, source.identity(split), split, str(size),
                      str(limit)])
     folder = cache_folder() / hashlib.sha256(os.fsencode(key)).hexdigest()[:24]

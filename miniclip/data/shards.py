@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from miniclip.data.hub import HubUnreachable
 from miniclip.data.images import IMAGE_SUFFIXES
-from miniclip.data.sources import HubUnreachable, one_line, unknown_split
+from miniclip.data.splits import unknown_split
+from miniclip.notices import one_line
 
 CLASS_NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 COUNT = "nshards.txt"  # in the folder of each split

@@ -1,7 +1,8 @@
 """What all experiments share: one loop, one way to ask, one way to choose a learning rate.
 
 `fit` is `train.train` without files: nothing is saved, resumed or stopped. Optimisers, schedule,
-batches and precision are the same.
+batches and the towers' precision are the same. Losses are in float32, and to the contrastive one
+every other caption of the batch is a wrong answer, an equal one too, as in the paper.
 """
 
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def fit(objective: nn.Module, examples: Examples, tokenizer: Tokenizer, size: in
     found = []
     objective.train()
     steps = tqdm(prefetch(batches, range(config.steps)), title, config.steps, leave=False)
-    for step, pixels, tokens, _ in steps:
+    for step, pixels, tokens, _, _ in steps:
         share = schedule(step, config)
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -17,7 +17,7 @@ import torch
 from miniclip.data import scenes
 from miniclip.data.images import decode, fit, normalize
 from miniclip.data.labelled import decoded_batches, labelled_images
-from miniclip.data.sources import UnknownSplit
+from miniclip.data.splits import UnknownSplit
 from miniclip.tasks.features import check_finite, embed_images, progress
 from miniclip.tasks.intervals import accuracy_of, mean_interval
 from miniclip.tasks.zero_shot import TEMPLATES, class_vectors

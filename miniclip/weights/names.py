@@ -32,9 +32,11 @@ NAMES = (
 # Files beside each other in a folder of Hugging Face's or of open_clip's.
 HF_WEIGHTS, HF_CONFIG, HF_PIXELS = "model.safetensors", "config.json", "preprocessor_config.json"
 OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-WEIGHTS = (HF_WEIGHTS, "pytorch_model.bin", OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.bin")
+WEIGHTS = (HF_WEIGHTS, "pytorch_model.bin", OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.bin",
+           "model.safetensors.index.json", "pytorch_model.bin.index.json")  # the last: of shards
 SETTINGS = (HF_CONFIG, OPEN_CLIP_CONFIG, HF_PIXELS, "processor_config.json")  # transformers 5's
 MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz")
+TOKENIZER = "tokenizer.json"  # transformers 5 keeps the merges in it, and writes no merges.txt
 
 
 def translate(name: str, column: int) -> str:

@@ -6,27 +6,35 @@
 
 import json
 import math
-import os
 import re
 import sys
-import warnings
+from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors.torch import load_file
+import torch.nn.functional as F
+from torch import nn
 
 from miniclip.config import ModelConfig
+from miniclip.data.hub import HubUnreachable
 from miniclip.data.images import MEAN, STD, Transform
-from miniclip.data.sources import HubUnreachable, one_line
 from miniclip.model import CLIP
-from miniclip.tokenizer import BAD_GZIP, CLIP_MERGES, Tokenizer, read_text
+from miniclip.notices import one_line
+from miniclip.tokenizer import BAD_GZIP
 from miniclip.weights import checkpoint
-from miniclip.weights.names import HF, MERGES, OPENAI, SETTINGS, WEIGHTS, theirs, translate
+from miniclip.weights.merges import find_tokenizer
+from miniclip.weights.names import (
+    HF,
+    MERGES,
+    OPENAI,
+    SETTINGS,
+    TOKENIZER,
+    WEIGHTS,
+    theirs,
+    translate,
+)
+from miniclip.weights.tensors import read_tensors, shards_of
 
-IGNORED = {  # numbers and buffers that follow from the shape, in older files
-    "input_resolution", "context_length", "vocab_size", "attn_mask",
-    "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"}
 TELLING = ("vision.class_token", "vision.patches.weight", "vision.positions", "vision.projection",
            "text.tokens.weight", "text.positions")  # their shapes give the model's shape
 QUICK_GELU = {  # for well-known models on the Hub; other models' settings say it
@@ -40,7 +48,8 @@ PIXELS = {"image_mean": list(MEAN), "image_std": list(STD), "mean": list(MEAN), 
           "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True}
 
 
-def load(source, device: str | torch.device | None = None, quick_gelu: bool | None = None):
+def load(source, device: str | torch.device | None = None, quick_gelu: bool | None = None,
+         image_size: int | None = None):
     """A run's folder, a weights file or its folder, or a Hub id → (model, tokenizer, transform).
 
     Files are .safetensors, .pt or .bin in OpenAI's, open_clip's or Hugging Face's naming, in any
@@ -48,7 +57,8 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
     read from the tensors. The head width (default 64) and the GELU (default exact, with a notice)
     are read from the settings beside them: config.json (Hugging Face) or open_clip_config.json.
     `quick_gelu` overrides the settings. CLIP's merges are looked for beside the file, then in
-    $MINICLIP_CLIP_MERGES. The rest is as in `checkpoint.load`.
+    $MINICLIP_CLIP_MERGES, an installed open_clip, and on the Hub. image_size: of another size than
+    the weights', by interpolating the positions. The rest is as in `checkpoint.load`.
 
     ValueError, in one line, for weights that are not CLIP's, damaged or incomplete; HubUnreachable
     if the Hub does not answer and nothing was fetched before.
@@ -58,7 +68,9 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
             (path / merges).is_file() for merges in MERGES):
         if quick_gelu is not None:
             raise ValueError(f"{name}: a run says itself which GELU it has; leave out quick_gelu")
-        return checkpoint.load(source, device)
+        model, tokenizer, transform = checkpoint.load(source, device)
+        return at_size(model, image_size or transform.size), tokenizer, Transform(
+            image_size or transform.size)
     if path.is_dir():
         file = path / choose_weights(name, {p.name for p in path.iterdir()})
     elif path.is_file():
@@ -75,6 +87,7 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
             print(f"{name}: nothing says which GELU; using the exact one. OpenAI's weights need "
                   "load(…, quick_gelu=True)", file=sys.stderr)
         model = build(tensors, known)
+        model = at_size(model, image_size or model.config.image_size)
         tokenizer = find_tokenizer(file.parent, model.config)
     except (ValueError, *BAD_GZIP) as error:
         raise ValueError(f"{name}: {error}") from error
@@ -84,8 +97,8 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
 def choose_weights(where: str, names: set[str]) -> str:
     """The first weights file that is there."""
     if not names & set(WEIGHTS):
-        raise ValueError(f"{where} holds none of {', '.join(WEIGHTS)} (and weights that lie in "
-                         f"several files are not read); found: {', '.join(sorted(names)[:12])}")
+        raise ValueError(f"{where} holds none of {', '.join(WEIGHTS)}; found: "
+                         f"{', '.join(sorted(names)[:12])}")
     return next(name for name in WEIGHTS if name in names)
 
 
@@ -102,7 +115,7 @@ def fetch(repository: str) -> Path:
         paths = (try_to_load_from_cache(repository, name) for name in names)
         return next((Path(path) for path in paths if isinstance(path, str)), None)
 
-    if (file := cached(WEIGHTS)) and cached(MERGES):
+    if (file := cached(WEIGHTS)) and cached((*MERGES, TOKENIZER)):
         return file
     nowhere = f"{repository}: no such run folder or weights file here, and"
     try:
@@ -114,46 +127,18 @@ def fetch(repository: str) -> Path:
             raise ValueError(f"{nowhere} no public model of that name on the Hub "
                              f"(HTTP {error.response.status_code})") from error
         raise HubUnreachable(f"{nowhere} the Hub does not answer: {one_line(error)}") from error
-    files = *SETTINGS, *MERGES, choose_weights(f"{repository} on the Hub", found)
-    try:  # weights last: if they are cached, so is the rest
-        return [Path(hf_hub_download(repository, name)) for name in files if name in found][-1]
-    except Exception as error:  # the Hub answered, but its files are refused or broke off
-        reason = one_line(error.__cause__ or error)
-        raise HubUnreachable(f"{repository} on the Hub: {reason}") from error
+    def fetched(name: str) -> Path:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except Exception as error:  # the Hub answered, but its files are refused or broke off
+            reason = one_line(error.__cause__ or error)
+            raise HubUnreachable(f"{repository} on the Hub: {reason}") from error
 
-
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Names → tensors. Nothing from the file is executed: pickles load with weights_only=True.
-
-    A checkpoint of open_clip's training holds more; its weights are under "state_dict", and their
-    names may begin with "module.".
-    """
-    open(file, "rb").close()  # an OSError says itself what is wrong
-    try:
-        with warnings.catch_warnings(action="ignore"):  # errors are reported once, below
-            tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(
-                file, map_location="cpu", weights_only=True)
-    except Exception as error:  # readers raise many kinds for broken or hostile files
-        if "TorchScript" in str(error):
-            raise ValueError("a TorchScript archive holds code; if you trust it, convert it: torch."
-                             f"save(torch.jit.load({file.name!r}, 'cpu').state_dict(), 'new.pt')"
-                             ) from error
-        reason = "" if isinstance(error, UnpicklingError) else f": {one_line(error)[:200]}"
-        raise ValueError("damaged, or more than tensors, which is not loaded: "
-                         f"{type(error).__name__}{reason}") from error
-    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
-    if not isinstance(tensors, dict):
-        raise ValueError(f"a {type(tensors).__name__} in place of tensors and their names")
-    named = {str(name).removeprefix("module."): t for name, t in tensors.items()}
-    if "token_embedding.weight" not in named:
-        named = {name.removeprefix("text."): t for name, t in named.items()}
-    if len(named) < len(tensors):
-        raise ValueError("two tensors of one name, apart from its prefix module. or text.")
-    named = {n: t for n, t in named.items() if isinstance(t, torch.Tensor) and n not in IGNORED}
-    if odd := [f"{name} ({t.dtype}, {t.layout}, {t.device})" for name, t in named.items() if
-               not t.is_floating_point() or t.layout != torch.strided or t.is_meta]:
-        raise ValueError(f"weights are plain floating-point tensors, but not {', '.join(odd[:4])}")
-    return named
+    chosen = choose_weights(f"{repository} on the Hub", found)
+    files = [name for name in (*SETTINGS, *MERGES, TOKENIZER) if name in found]
+    if chosen.endswith(".index.json"):
+        files += shards_of(fetched(chosen))
+    return [fetched(name) for name in (*files, chosen)][-1]  # last: if it is cached, all is
 
 
 def read_settings(folder: Path) -> dict:
@@ -202,7 +187,8 @@ def read_shape(tensors: dict, column: int, known: dict) -> ModelConfig:
     check_names([names[name] for name in TELLING if name not in shape], [], [])
     rows, patch = shape["vision.positions"][0], shape["vision.patches.weight"][-1]
     grid = math.isqrt(max(0, rows - 1))  # one row is the class token's
-    settings = {"quick_gelu": bool(known.get("quick_gelu"))}
+    settings = {"quick_gelu": bool(known.get("quick_gelu")),
+                "loss": "sigmoid" if "logit_bias" in tensors else "softmax"}
     for tower, width in (("vision", shape["vision.class_token"][0]),
                          ("text", shape["text.tokens.weight"][-1])):
         head = known.get(tower, 64)
@@ -240,25 +226,28 @@ def build(tensors: dict, known: dict) -> CLIP:
     check_names([name for name, _ in parts if name not in tensors],
                 sorted(tensors.keys() - dict(parts)),
                 [f"{name} {tuple(tensors[name].shape)}, not {tuple(part.shape)}"
-                 for name, part in parts if name in tensors and tensors[name].shape != part.shape])
+                 for name, part in parts if name in tensors and tensors[name].shape != part.shape
+                 and not part.numel() == tensors[name].numel() == 1])  # a scale of shape (1,)
     model = model.to_empty(device="cpu")
     for name, ours in model.state_dict().items():
         for other, part in theirs(name, ours, column).items():
-            part.copy_(tensors[other])
+            part.copy_(tensors[other].view(part.shape))
     return model
 
 
-def find_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
-    """CLIP's tokenizer, or the exported run's own, from the merges beside the weights."""
-    named = Path(os.environ.get("MINICLIP_CLIP_MERGES", ""))
-    path = next((p for p in (*(folder / name for name in MERGES), named) if p.is_file()), None)
-    if path is None:
-        raise ValueError("the tokenizer needs CLIP's merges: put merges.txt, as the Hub has it in "
-                         f"{next(iter(QUICK_GELU))}, beside it, or name it in MINICLIP_CLIP_MERGES")
-    tokenizer = Tokenizer.from_clip(path) if config.vocab_size == 514 + CLIP_MERGES else (
-        Tokenizer(line for line in read_text(path).splitlines()[1:] if line))
-    if tokenizer.vocab_size != config.vocab_size:
-        raise ValueError(f"{path} makes {tokenizer.vocab_size:,} tokens, but the weights have "
-                         f"{config.vocab_size:,}; they are not of one model")
-    tokenizer.context_length = config.context_length
-    return tokenizer
+@torch.no_grad()
+def at_size(model: CLIP, image_size: int) -> CLIP:
+    """The model for images of another size: its positions are interpolated (bicubic, antialiased,
+    as open_clip's `resize_pos_embed`); the class token's stays as it is."""
+    if image_size == model.config.image_size:
+        return model
+    config = replace(model.config, image_size=image_size)
+    positions = model.vision.positions
+    first = len(positions) - model.config.image_tokens  # 1 with a class token
+    old, new = (size // config.patch_size for size in (model.config.image_size, image_size))
+    grid = positions[first:].T.view(1, -1, old, old)
+    grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True, align_corners=False)
+    grid = grid.view(-1, new * new).T
+    model.vision.positions = nn.Parameter(torch.cat([positions[:first], grid]))
+    model.config = config
+    return model

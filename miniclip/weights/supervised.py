@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from miniclip.data.sources import HubUnreachable, one_line
+from miniclip.data.hub import HubUnreachable
+from miniclip.notices import one_line
 
 CLASSES = 1000
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers

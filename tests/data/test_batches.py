@@ -128,7 +128,7 @@ def numbered(count=23, captions=None) -> Pairs:
 
 def read_batch(batch):
     """Which images, and which (image, caption) the texts are of."""
-    pixels, tokens = batch
+    pixels, tokens, _ = batch
     values = (pixels[:, 0, 3, 3] * STD[0] + MEAN[0]) * 255
     return ((values / 10).round().long().tolist(),
             [(int(row[1]), int(row[2]) - 40) for row in tokens])
@@ -173,7 +173,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
     torch.manual_seed(5)
     np.random.seed(5)
     for step in reversed(range(9)):
-        for a, b in zip(forward[step], again[step], strict=True):
+        for a, b in zip(forward[step][:2], again[step][:2], strict=True):
             assert torch.equal(a, b)
         assert read_batch(other[step]) != read_batch(forward[step])
     for a, b in zip(forward, forward[1:]):  # no step repeats another's draws
@@ -188,12 +188,41 @@ def test_crops_differ_from_step_to_step_and_from_seed_to_seed():
     def flips(seed):
         batches = batches_of(pairs, seed=seed)
         for step in range(8):
-            pixels, tokens = batches[step]
+            pixels, tokens, _ = batches[step]
             change = pixels - normalize(images)[tokens[:, 1]]
             yield tuple((change.abs().amax((1, 2, 3)) > 1e-3).tolist())
 
     first, other = list(flips(0)), list(flips(1))
     assert len(set(first)) > 4 and first != other
+
+
+def test_an_image_whose_caption_names_a_side_is_never_mirrored():
+    """A mirrored arrow would point the other way; the others are mirrored as before."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), np.uint8)
+    names = [["image 0 caption 0", "image 0 left 1"], ["image 1 caption 0"], ["image 2 right 0"],
+             ["image 3 caption 0"]]
+    batches = batches_of(Pairs(images, names, "arrows", ""), batch_size=4)
+    assert batches.sided.tolist() == [True, False, True, False]
+    changed = np.zeros(4)
+    for step in range(40):
+        pixels, tokens, _ = batches[step]
+        change = pixels - normalize(images)[tokens[:, 1]]
+        changed[tokens[:, 1].numpy()] += (change.abs().amax((1, 2, 3)) > 1e-3).numpy()
+    assert changed[[0, 2]].tolist() == [0, 0] and (changed[[1, 3]] > 10).all()
+
+
+def test_equal_captions_have_equal_ids():
+    """Two images may have the same caption: neither is a wrong answer to it."""
+    same = [["image 1 caption 0"], ["image 2 caption 0"], ["image 1 caption 0"]]
+    pairs = Pairs(np.zeros((3, 6, 6, 3), np.uint8), same, "same", "")
+    batches = batches_of(pairs, batch_size=3, word_dropout=0.5)
+    for step in range(5):
+        images, _ = batches.numbers(step)
+        _, _, ids = batches[step]
+        expected = np.array(["one", "two", "one"])[images]
+        assert ids.dtype == torch.int64
+        assert (ids[:, None] == ids).tolist() == (expected[:, None] == expected).tolist()
+    assert all(batches_of()[step][2] is None for step in range(4)), "all differ"
 
 
 def test_tokens_end_with_the_longest_text():

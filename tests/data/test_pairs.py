@@ -54,9 +54,9 @@ def test_everything_odd_is_counted_and_nothing_is_fatal(folder, capsys):
     assert counted.pop("truncated") + counted.pop("unreadable") == 7
     assert counted == {
         "missing": 1, "too large": 2, "animated, first frame taken": 1, "converted from 1": 1,
-        "converted from CMYK": 1, "converted from F": 2, "converted from I;16": 2,
-        "converted from L": 2, "converted from LA": 1, "converted from P": 2,
-        "converted from RGBA": 1}
+        "converted from CMYK": 1, "converted from F": 2, "converted from I": 1,
+        "converted from I;16": 4, "converted from L": 2, "converted from LA": 1,
+        "converted from P": 2, "converted from RGBA": 1}
     assert pairs.summary in capsys.readouterr().err  # said once, when the cache is built
     load(folder, "all")
     assert capsys.readouterr().err == ""
@@ -158,6 +158,7 @@ def test_a_file_whose_name_is_no_text_does_no_harm(photos):
 
 
 def test_a_new_shard_is_noticed(folder):
+    write_shard(folder / "val.parquet", [9])
     write_shard(folder / "train-00000-of-00002.parquet", range(3))
     assert len(load(folder)) == 3
     write_shard(folder / "train-00001-of-00002.parquet", [3])
@@ -281,6 +282,7 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
 
 def test_a_limit_does_not_read_the_rest(folder):
     """The second shard is no parquet at all: nobody looks at it."""
+    write_shard(folder / "val.parquet", [9])
     write_shard(folder / "train-00000-of-00002.parquet", range(6))
     (folder / "train-00001-of-00002.parquet").write_bytes(b"not downloaded yet")
     check_pairs(load(folder, limit=4), range(4))
@@ -291,6 +293,7 @@ def test_a_limit_does_not_read_the_rest(folder):
 def test_a_limit_takes_the_first_rows_good_or_not(folder):
     images = [encoded(picture(i)) if i != 1 else b"broken" for i in range(5)]
     write_shard(folder / "train.parquet", range(5), images)
+    write_shard(folder / "val.parquet", [9])
     check_pairs(load(folder, limit=3), [0, 2])
     check_pairs(load(folder, limit=99), [0, 2, 3, 4])
 

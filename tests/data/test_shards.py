@@ -5,9 +5,9 @@ from small_data import encoded, picture
 from small_shards import serving, write_set, write_tar
 
 from miniclip.data import shards
+from miniclip.data.hub import HubUnreachable
 from miniclip.data.images import decode
 from miniclip.data.labelled import labelled_images
-from miniclip.data.sources import HubUnreachable
 from miniclip.tasks.zero_shot import zero_shot_report
 
 NAMES = ["sea lion", "bee", "red_fox"]

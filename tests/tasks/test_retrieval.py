@@ -15,23 +15,25 @@ from miniclip.data.pairs import Pairs
 from miniclip.tasks.retrieval import ranks, recalls, retrieval
 
 
-def by_hand(images, texts, owner):
+def by_hand(images, texts, owner, sentences=None):
     """Ranks, one query at a time: 1 + how many wrong answers score at least as high."""
-    scores = images.double() @ texts.double().T
-    image_ranks = []
-    for i, row in enumerate(scores.tolist()):
-        best = max(s for s, o in zip(row, owner) if o == i)
-        image_ranks.append(1 + sum(s >= best for s, o in zip(row, owner) if o != i))
-    text_ranks = []
-    for j, column in enumerate(scores.T.tolist()):
-        wrong = [s for i, s in enumerate(column) if i != owner[j]]
-        text_ranks.append(1 + sum(s >= column[owner[j]] for s in wrong))
-    return image_ranks, text_ranks
+    scores, names = images.double() @ texts.double().T, sentences or range(len(texts))
+    right = {(o, name) for o, name in zip(owner, names)}  # an image, a sentence that it has
+    ranked = []
+    for rows, belong in ((scores, lambda i, j: (i, names[j]) in right),
+                         (scores.T, lambda j, i: (i, names[j]) in right)):
+        ranked.append([])
+        for query, row in enumerate(rows.tolist()):
+            best = max(s for answer, s in enumerate(row) if belong(query, answer))
+            ranked[-1].append(1 + sum(s >= best for answer, s in enumerate(row)
+                                      if not belong(query, answer)))
+    return tuple(ranked)
 
 
-def check_ranks(images, texts, owner):
-    found = ranks(images, texts, np.array(owner))
-    assert [r.tolist() for r in found] == list(by_hand(images, texts, owner))
+def check_ranks(images, texts, owner, sentences=None):
+    given = None if sentences is None else np.array(sentences)
+    found = ranks(images, texts, np.array(owner), given)
+    assert [r.tolist() for r in found] == list(by_hand(images, texts, owner, sentences))
 
 
 def random_features(n, owner, d=16, seed=0):
@@ -70,6 +72,21 @@ def test_ranks_with_ties_and_any_number_of_captions(data):
         patch.setattr("miniclip.tasks.retrieval.CHUNK_FLOATS",
                       data.draw(st.sampled_from([1, 7, 30, 2**24])))
         check_ranks(images, texts, owner)
+        check_ranks(images, texts, owner, data.draw(
+            st.lists(st.integers(0, 3), min_size=len(owner), max_size=len(owner))))
+
+
+def test_an_identical_sentence_is_a_right_answer():
+    """800 images captioned with four colours: a perfect model finds them all."""
+    colours = np.arange(800) % 4
+    features = torch.eye(4)[colours]
+    for found in ranks(features, features, np.arange(800), colours):
+        assert set(found.tolist()) == {1}
+    for found in ranks(features, features, np.arange(800)):  # as if the sentences differed
+        assert set(found.tolist()) == {200}
+    confused = features[:, [1, 0, 2, 3]]  # takes red for green and green for red
+    image_ranks, text_ranks = ranks(confused, features, np.arange(800), colours)
+    assert image_ranks[:4].tolist() == [601, 601, 1, 1] == text_ranks[:4].tolist()
 
 
 def test_a_model_that_says_the_same_of_everything_comes_last():
@@ -158,8 +175,10 @@ def test_retrieval_gives_the_json_that_others_read():
     model.texts[::5] += 2 * model.images  # the first caption of each image is near it
     pairs = Pairs(gray_images(range(40)), captions, "planted", "")
     found = json.loads(json.dumps(retrieval(model, stub_tokenizer, pairs)))
-    assert list(found) == ["image_to_text", "text_to_image", "images", "captions"]
+    assert list(found) == ["image_to_text", "text_to_image", "images", "captions",
+                           "different_captions"]
     assert (found["images"], found["captions"]) == (40, sum(map(len, captions)))
+    assert found["different_captions"] == found["captions"]
     owner = [i for i, texts in enumerate(captions) for _ in texts]
     texts = model.texts[[int(text) for texts in captions for text in texts]]
     expected = by_hand(F.normalize(model.images, dim=1), F.normalize(texts, dim=1), owner)

@@ -4,6 +4,7 @@ The tensors are random. They are named and converted here by hand, not by pretra
 transformers and open_clip, where they are installed, say what features such weights give.
 """
 
+import gzip
 import http.server
 import importlib.util
 import json
@@ -37,8 +38,8 @@ from small_weights import (
 
 import miniclip
 from miniclip.config import MODELS, ModelConfig
+from miniclip.data.hub import HubUnreachable
 from miniclip.data.images import MEAN, STD, Transform
-from miniclip.data.sources import HubUnreachable
 from miniclip.model import CLIP
 from miniclip.tokenizer import CLIP_MERGES
 from miniclip.weights import export, names, pretrained
@@ -361,8 +362,11 @@ def test_a_folder_of_others_is_no_run(tmp_path):
     assert miniclip.load(tmp_path)[0].config == miniclip.load(str(tmp_path))[0].config == ODD
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="index.json is no index of weights in several files"):
+        miniclip.load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match="holds none of model.safetensors, pytorch_model.bin, .*"
-                       "several files are not read.*; found: config.json, merges.txt, model-0000"):
+                       "; found: config.json, merges.txt, model-0000"):
         miniclip.load(tmp_path)
 
 
@@ -423,7 +427,7 @@ BLOCK = "vision_model__encoder__layers__1__"
     ({"visual_projection__weight": None}, "missing: visual_projection.weight"),
     ({"vision_model__embeddings__class_embedding": None, "text_projection__weight": None},
      "missing: vision_model.embeddings.class_embedding"),
-    ({"logit_bias": torch.ones(())}, "whole CLIP; left over: logit_bias$"),
+    ({"logit_bias": torch.ones(2)}, r"wrong shape: logit_bias \(2,\), not \(\)$"),
     ({f"extra{i}": torch.ones(1) for i in range(9)},
      "left over: extra0, extra1, extra2, extra3 and 5 more"),
     ({BLOCK + "ls1__gamma": torch.ones(3)}, "left over: vision_model.encoder.layers.1.ls1.gamma"),
@@ -434,7 +438,7 @@ BLOCK = "vision_model__encoder__layers__1__"
      r"wrong shape: .*q_proj.weight \(256, 64\), not \(128, 128\)"),
     ({"visual_projection__weight": torch.ones(20, 120)}, r"\(20, 120\), not \(20, 128\)"),
     ({"text_projection__weight": torch.ones(64, 20)}, r"\(64, 20\), not \(20, 64\)"),
-    ({"logit_scale": torch.ones(1)}, r"logit_scale \(1,\), not \(\)$"),
+    ({"logit_scale": torch.ones(2)}, r"logit_scale \(2,\), not \(\)$"),
     ({"vision_model__embeddings__position_embedding__weight": torch.ones(25, 128)},
      r"wrong shape: .*position_embedding.weight \(25, 128\), not \(17, 128\)"),
     ({"vision_model__embeddings__position_embedding__weight": torch.ones(1, 128)}, "image_size"),
@@ -445,8 +449,9 @@ BLOCK = "vision_model__encoder__layers__1__"
     ({"text_model__embeddings__position_embedding__weight": torch.ones(2, 64)},
      "context_length is 2"),
     ({"text_model__embeddings__token_embedding__weight": torch.ones(99, 64)},
-     "merges.txt makes 600 tokens, but the weights have 99"),
+     "merges.txt holds 86 merges, which make 600 tokens, but the weights have 99"),
     ({"logit_scale": torch.ones((), dtype=torch.int8)}, r"logit_scale \(torch.int8"),
+    ({"logit_scale": torch.ones((), dtype=torch.int64)}, "not one whole CLIP; missing: logit_sc"),
     ({"logit_scale": torch.ones((), dtype=torch.complex64)}, r"logit_scale \(torch.complex64"),
     ({"module__logit_scale": torch.ones(())}, "two tensors of one name"),
 ])
@@ -458,7 +463,7 @@ def test_tensors_that_are_not_one_whole_clip(tmp_path, changes, words):
 
 @pytest.mark.parametrize("write, words", [
     (lambda file: save_file({"conv.weight": torch.ones(2)}, file), "no CLIP in .*: conv.weight"),
-    (lambda file: save_file({}, file), "no CLIP in .*found: nothing"),
+    (lambda file: save_file({}, file), "no tensors; found: nothing"),
     (lambda file: file.write_bytes(b""), "damaged"),
     (lambda file: file.write_bytes(b"a text file, no weights at all"), "damaged"),
     (lambda file: file.write_bytes(file.read_bytes()[:-100]), "damaged"),
@@ -490,7 +495,7 @@ class Evil:
     (lambda file: torch.save(torch.nn.Linear(2, 2), file), "more than tensors"),
     (lambda file: torch.save(torch.ones(3), file), "a Tensor in place of tensors and their names"),
     (lambda file: torch.save([torch.ones(3)], file), "a list in place of tensors"),
-    (lambda file: torch.save({"epoch": 3}, file), "no CLIP in .*found: nothing"),
+    (lambda file: torch.save({"epoch": 3}, file), "no tensors; found: epoch"),
     (lambda file: torch.save({3: torch.ones(3)}, file), "no CLIP in .*found: 3"),
 ])
 def test_pickles_that_are_no_weights(tmp_path, write, words):
@@ -563,6 +568,138 @@ def test_nothing_of_that_name(source):
     assert str(e.value).startswith(source)
 
 
+# ------------------------------------------------------------------ as training scripts leave them
+
+
+PIECES = ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.model.", "model.",
+          "clipmodel.", "model.clip.")
+
+
+@pytest.mark.parametrize("prefix", PIECES)
+@pytest.mark.parametrize("tensors", [hf_tensors(CLIPS), openai_tensors(hf_tensors(CLIPS))])
+def test_prefixes_of_every_kind(tmp_path, prefix, tensors):
+    file = write_folder(tmp_path, CLIPS)
+    save_file({prefix + name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    check_same(outputs(miniclip.load(file)[0], *inputs(CLIPS)),
+               outputs(miniclip.load(write_folder(tmp_path / "plain", CLIPS))[0], *inputs(CLIPS)),
+               0)
+
+
+@pytest.mark.parametrize("around", [
+    ("state_dict",), ("model",), ("model_state_dict",), ("state_dict_ema",),
+    ("model", "state_dict")])
+def test_wrappers_of_every_kind(tmp_path, around):
+    file = write_folder(tmp_path, CLIPS).with_name("pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    tensors = hf_tensors(CLIPS)
+    for name in reversed(around):
+        tensors = {"epoch": 3, "args": {"lr": 0.1}, name: tensors}
+    torch.save(tensors, file)
+    assert miniclip.load(file)[0].config == CLIPS
+
+
+def test_small_things_that_scripts_add(tmp_path):
+    """A scale of shape (1,), and counters of steps beside the weights."""
+    tensors = hf_tensors(CLIPS)
+    scale = tensors["logit_scale"]
+    tensors |= {"logit_scale": scale.view(1), "num_batches_tracked": torch.tensor(7),
+                "step": torch.tensor([8])}
+    file = write_folder(tmp_path, CLIPS, tensors=tensors)
+    assert miniclip.load(file)[0].logit_scale == scale
+
+
+def test_a_bias_is_that_of_a_model_that_learnt_by_the_sigmoid(tmp_path):
+    file = write_folder(tmp_path, CLIPS, tensors=hf_tensors(CLIPS) | {
+        "logit_bias": torch.tensor(-9.5)})
+    model = miniclip.load(file)[0]
+    assert model.config.loss == "sigmoid" and model.logit_bias == -9.5
+
+
+def write_shards(folder: Path):
+    """Weights in two files, with an index."""
+    write_folder(folder, CLIPS).unlink()
+    names = sorted(tensors := hf_tensors(CLIPS))
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, own in parts.items():
+        save_file({name: tensors[name] for name in own}, folder / file)
+    index = {"metadata": {}, "weight_map": {n: file for file, own in parts.items() for n in own}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_weights_in_several_files(tmp_path, hub_cache, monkeypatch):
+    write_shards(tmp_path / "several")
+    one = write_folder(tmp_path / "one", CLIPS)
+    expected = outputs(miniclip.load(one)[0], *inputs(CLIPS))
+    check_same(outputs(miniclip.load(tmp_path / "several")[0], *inputs(CLIPS)), expected, 0)
+    with serve({p.name: p.read_bytes() for p in (tmp_path / "several").iterdir()}, monkeypatch):
+        found = miniclip.load("me/clip")[0]
+    check_same(outputs(found, *inputs(CLIPS)), expected, 0)
+    check_same(outputs(miniclip.load("me/clip")[0], *inputs(CLIPS)), expected, 0)  # all is cached
+
+
+def test_half_takes_float32_pixels(tmp_path):
+    model = miniclip.load(write_folder(tmp_path, CLIPS))[0]
+    pixels, tokens = inputs(CLIPS)
+    expected = model.encode_image(pixels, normalize=True)
+    for kind in (torch.float16, torch.bfloat16):
+        found = model.to(kind).encode_image(pixels, normalize=True)
+        assert found.dtype == kind and (found.float() - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("image_size", [28, 70, 35])
+def test_other_image_sizes_interpolate_the_positions(tmp_path, image_size):
+    file = write_folder(tmp_path, CLIPS)
+    plain = miniclip.load(file)[0]
+    model, _, transform = miniclip.load(file, image_size=image_size)
+    assert transform.size == model.config.image_size == image_size
+    assert model.encode_image(torch.randn(2, 3, image_size, image_size)).shape == (2, 20)
+    before, after = plain.vision.positions, model.vision.positions
+    assert torch.equal(before[0], after[0]) and len(after) == 1 + (image_size // 7) ** 2
+    if image_size == 35:
+        assert torch.equal(before, after)
+    # What varies evenly over the picture still does: a ramp stays a ramp, a constant a constant.
+    with torch.no_grad():
+        plain.vision.positions[1:] = torch.linspace(-2, 2, 5).repeat_interleave(5)[:, None]
+        plain.vision.positions[1:, 5] = 3
+    rows = pretrained.at_size(plain, image_size).vision.positions[1:].view(
+        image_size // 7, image_size // 7, -1)
+    assert (rows[..., 5] - 3).abs().max() < 1e-5
+    assert (rows[..., 0] - rows[:, :1, 0]).abs().max() < 1e-5 and (rows[:, 0, 0].diff() > 0).all()
+
+
+def test_an_image_size_that_the_patches_do_not_divide(tmp_path):
+    assert "patch_size 7 must divide image_size 36" in refusal(
+        write_folder(tmp_path, CLIPS), image_size=36)
+
+
+def test_open_clips_positions_are_ours(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    from open_clip.model import resize_pos_embed
+
+    model = miniclip.load(write_folder(tmp_path, CLIPS))[0]
+    state = {"visual.positional_embedding": model.vision.positions.detach().clone()}
+    theirs = open_clip.model.CLIP(20, {"image_size": 70, "patch_size": 7, "width": 128,
+                                       "layers": 1, "head_width": 64}, {"layers": 1})
+    resize_pos_embed(state, theirs)
+    ours = pretrained.at_size(model, 70).vision.positions
+    assert (ours - state["visual.positional_embedding"]).abs().max() < 1e-6
+
+
+def test_every_model_traces_and_exports_with_any_number_of_images(tmp_path):
+    """The example's own number must not be in the graph."""
+    model = miniclip.load(write_folder(tmp_path, CLIPS))[0]
+    pixels, tokens = inputs(CLIPS)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    for tower, example in ((model.vision, pixels), (model.text, tokens)):
+        traced = torch.jit.trace(tower, example[:2])
+        exported = torch.export.export(
+            tower, (example[:2],), dynamic_shapes=({0: batch},), strict=False).module()
+        for count in (1, 4, 7):
+            asked = example[:1].repeat(count, *[1] * (example.ndim - 1))
+            for found in (traced, exported):
+                assert (found(asked) - tower(asked)).abs().max() < 1e-5
+
+
 # ------------------------------------------------------------------------------- texts
 
 
@@ -571,19 +708,58 @@ def test_merges_beside_the_file_then_in_the_environment(tmp_path, monkeypatch):
     merges = tmp_path / "me/merges.txt"
     found = merges.read_text("utf-8")
     merges.unlink()
-    assert "the tokenizer needs CLIP's merges: put merges.txt, as the Hub has it in openai/clip-" \
-        "vit-base-patch32, beside it, or name it in MINICLIP_CLIP_MERGES" in refusal(file)
+    assert "the tokenizer of these 600 tokens is not beside the weights: put its merges.txt or " \
+        "tokenizer.json there, or name the merges in MINICLIP_CLIP_MERGES" in refusal(file)
     monkeypatch.setenv("MINICLIP_CLIP_MERGES", str(tmp_path / "gone"))
-    assert "needs CLIP's merges" in refusal(file)
+    assert "gone, which is no file" in refusal(file)
     (tmp_path / "named").write_text(found, "utf-8")
     monkeypatch.setenv("MINICLIP_CLIP_MERGES", str(tmp_path / "named"))
     assert miniclip.load(file)[1].vocab_size == ODD.vocab_size
     (tmp_path / "named").write_text("#version: 0.2\n! !\n")
-    assert "named makes 515 tokens, but the weights have 600" in refusal(file)
+    assert "named holds 1 merges, which make 515 tokens, but the weights have 600" in refusal(file)
     merges.write_text(found, "utf-8")  # what lies beside the file comes first
     assert miniclip.load(file)[1].vocab_size == ODD.vocab_size
     merges.write_text("#version: 0.2\nno merge at all\n")
     assert "merge 1 is 'no merge at all'" in refusal(file)
+
+
+def test_merges_within_transformers_tokenizer(tmp_path):
+    """transformers 5 writes no merges.txt; in tokenizer.json a merge is one text, or two."""
+    file = write_folder(tmp_path, ODD)
+    expected = miniclip.load(file)[1]
+    merges = (tmp_path / "merges.txt").read_text("utf-8").splitlines()[1:]
+    (tmp_path / "merges.txt").unlink()
+    for form in (merges, [merge.split() for merge in merges]):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(
+            {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": form}}))
+        found = miniclip.load(file)[1]
+        assert found.symbols == expected.symbols
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    assert "tokenizer.json holds no merges of a BPE tokenizer" in refusal(file)
+
+
+def test_clips_merges_from_a_package_or_the_hub(tmp_path, hub_cache, monkeypatch, capsys):
+    shape = replace(CLIPS, vocab_size=49408, context_length=77)
+    file = write_folder(tmp_path / "me", shape)
+    merges = (tmp_path / "me/merges.txt")
+    content = merges.read_bytes()
+    merges.unlink()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # nothing is installed
+    monkeypatch.setattr("miniclip.weights.merges.CLIP_REPOSITORY", "me/clip")
+    assert "needs CLIP's merges: put merges.txt, as the Hub has it in me/clip, beside it" in (
+        message := refusal(file)) and "the Hub does not answer" in message
+    with serve({"merges.txt": content}, monkeypatch):
+        assert miniclip.load(file)[1].vocab_size == 49408
+    assert "fetching CLIP's merges" in capsys.readouterr().err
+    assert miniclip.load(file)[1].vocab_size == 49408  # now they are cached
+    monkeypatch.undo()
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip/__init__.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "open_clip/bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.delenv("MINICLIP_CLIP_MERGES", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert miniclip.load(file)[1].vocab_size == 49408
 
 
 def test_clips_own_tokenizer(tmp_path, monkeypatch):
@@ -740,7 +916,7 @@ def test_which_file_of_the_hub(folder, hub_cache, monkeypatch, names, chosen):
 @pytest.mark.parametrize("files, broken, source, kind, words", [
     ({"a.txt": b""}, (), "me/clip", ValueError,
      "me/clip on the Hub holds none of model.safetensors, .*; found: a.txt"),
-    ({"model.safetensors.index.json": b""}, (), "me/clip", ValueError, "several files are not re"),
+    ({"model.safetensors.index.json": b""}, (), "me/clip", ValueError, "is no index of weights in"),
     ({"model.safetensors": b"short"}, (), "me/clip", ValueError, "me/clip: damaged"),
     ({}, (), "me/other", ValueError, "me/other: no such run folder or weights file here, and no "
      "public model of that name on the Hub"),
