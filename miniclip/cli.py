@@ -1,4 +1,4 @@
-"""The command line, `miniclip COMMAND …`. Its settings come from the dataclasses in config.py.
+"""The command line, `miniclip COMMAND …`; groups of commands are in commands/.
 
 Bad input gives exit code 2 and one line on standard error that says what is wrong.
 """
@@ -8,108 +8,37 @@ import json
 import os
 import sys
 import warnings
-from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
-from shlex import quote
 
 from PIL import Image
 from safetensors import SafetensorError
 
 from miniclip import plots
-from miniclip.commands import dense, experiments, transfer
+from miniclip.commands import dense, experiments, training, transfer
 from miniclip.commands.shared import (
     MODEL_HELP,
     as_json,
     check_limit,
     common_options,
     open_model,
-    parse_bool,
+    print_recalls,
     read_labels,
     template_options,
     weights_options,
 )
-from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_config
-from miniclip.data.hub import HubUnreachable
 from miniclip.data.labelled import labelled_images
 from miniclip.data.pairs import load_pairs
 from miniclip.data.sources import Source
 from miniclip.files import read_text
-from miniclip.notices import notice, one_line
+from miniclip.notices import one_line
 from miniclip.tasks.retrieval import retrieval
 from miniclip.tasks.search import DEFAULT_MODEL, find, index, search
 from miniclip.tasks.zero_shot import DRAWN_CLASSES, TEMPLATES, classify, zero_shot_report
-from miniclip.train import Diverged, train
+from miniclip.train import Diverged
 from miniclip.weights.export import FORMATS, export
 
 DRAWN = 100  # images in a sheet, at most
-
-
-def add_settings(parser: argparse.ArgumentParser, kind, title: str):
-    """Add one option for each field of a dataclass. The default None keeps the preset's value."""
-    group = parser.add_argument_group(title)
-    for field in fields(kind):
-        parse = type(field.default)
-        group.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE",
-                           type={bool: parse_bool, tuple: parse_tuple}.get(parse, parse),
-                           help=field.metadata["help"])
-
-
-def parse_tuple(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 32,64") from None
-
-
-def chosen(arguments, kind) -> dict:
-    """The settings of one dataclass that the command line gave."""
-    return {f.name: x for f in fields(kind) if (x := getattr(arguments, f.name)) is not None}
-
-
-NO_HUB = """
-Flickr8k is out of reach: {error}.
-Training goes on with `shapes`, the built-in generated scenes, and with the recipe made for them.
-Figures for photographs need photographs. To get Flickr8k, run the same command again with a
-network. Or put its parquet files, or its images with captions.txt, into a folder and set
-MINICLIP_DATA=/path/to/folder.
-"""
-
-
-def run_train(arguments):
-    """miniclip train: new, or resumed; the data may have moved meanwhile."""
-    folder = Path(arguments.run or f"runs/{arguments.preset}")
-    settings, shape = chosen(arguments, TrainConfig), chosen(arguments, ModelConfig)
-    if arguments.resume:
-        if named := (settings | shape).keys() - {"data"}:
-            raise ValueError("--resume takes every setting from the run; leave out "
-                             + ", ".join(f"--{n.replace('_', '-')}" for n in sorted(named)))
-        if not (folder / "state.pt").is_file():
-            raise ValueError(f"{folder} holds nothing to resume; leave out --resume to start there")
-        config = replace(load_config(TrainConfig, folder / "train.json"), **settings)
-        model_config = load_config(ModelConfig, folder / "config.json")
-    else:
-        config, model_config = recipe(arguments.preset, settings, shape)
-    rest = folder, arguments.device, arguments.resume, "context_length" not in shape
-    try:
-        metrics = train(config, model_config, *rest)
-    except HubUnreachable as error:  # what was asked for by name is never replaced
-        if arguments.resume or Source.find(config.data or None).explicit:
-            raise
-        print(NO_HUB.format(error=error), file=sys.stderr)
-        metrics = train(*recipe("shapes", settings, shape), *rest)
-    if not as_json(arguments, metrics):
-        print_training(metrics, folder)
-
-
-def recipe(preset: str, settings: dict, shape: dict) -> tuple[TrainConfig, ModelConfig]:
-    """A preset with what the command line changes in it. Few steps get a shorter warm-up."""
-    config = replace(PRESETS[preset], **settings)
-    if config.warmup >= config.steps and "warmup" not in settings:
-        config = replace(config, warmup=config.steps // 10)
-        notice(f"{config.steps} steps are fewer than the recipe's warm-up: it is {config.warmup} "
-               "steps now (--warmup)")
-    return config, replace(MODELS[config.model], **shape)
 
 
 def run_eval(arguments):
@@ -222,79 +151,13 @@ def run_export(arguments):
     print(plots.shown_name(path, 10**6))
 
 
-def print_recalls(metrics: dict):
-    images = metrics["images"]
-    print(f"\n  {'':14}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median rank':>14}")
-    for way in ("image_to_text", "text_to_image"):
-        row = metrics[way]
-        print(f"  {way.replace('_to_', ' → '):14}{row['R@1']:8.1f}{row['R@5']:8.1f}"
-              f"{row['R@10']:8.1f}{row['median_rank']:14.0f}")
-    different = metrics["different_captions"]
-    captions = f"{metrics['captions']:,} captions"
-    if different < metrics["captions"]:
-        captions += f", {different:,} of them different"
-    chance = "".join(f"{min(100, 100 * k / images):8.1f}" for k in (1, 5, 10))
-    print(f"  {'chance, about':14}{chance}{images / 2:14.0f}   (percent; {images:,} images, "
-          f"{captions})")
-
-
-def print_training(metrics: dict, folder: Path):
-    """A short table, and what to try next."""
-    run = metrics["training"]
-    weights = (f"best at step {run['best_step']:,}" if run["best_by"] == "recall"
-               else "the last weights are kept")
-    print(f"\n{run['parameters']:,} parameters, {run['data']}, {run['steps']:,} steps in "
-          f"{run['seconds']:.0f} s, {run['peak_memory_mb']:,} MB at most; {weights}")
-    print_recalls(metrics)
-    if found := metrics.get("shapes"):
-        held_out = found["held_out"]
-        print(f"\n  zero-shot on combinations held out of training (chance 1 %): "
-              f"{held_out['plain']:.1f} %")
-        print("  the same, shifted: " + ", ".join(
-            f"{style} {score:.1f}" for style, score in held_out.items() if style != "plain"))
-        print(f"  right caption against objects swapped (chance 50 %): {found['relations']:.1f} %")
-    config = load_config(TrainConfig, folder / "train.json")
-    print(f"\nLook at {folder}/retrieval.png, curves.png, similarity.png and zero_shot.png. Next:")
-    for command, why in what_next(metrics, config, quote(str(folder))):
-        print(f"  miniclip {command}    {why}")
-
-
-def what_next(metrics: dict, config: TrainConfig, run: str) -> list[tuple[str, str]]:
-    """Commands worth a try after a run, with a reason each; never the recipe that has just run."""
-    data = quote(config.data)
-    found = [(f"eval {run} --data {data} --json", "the figures again, for scripts")]
-    if metrics["different_captions"] < metrics["images"] / 2:
-        found.append((f"eval {run} --zero-shot --data FOLDER", "accuracy on a folder of each class:"
-                      " few captions differ, so recall says little"))
-    ran = [name for name, preset in PRESETS.items()
-           if replace(config, data=preset.data, seed=preset.seed) == preset]
-    if config.data == "shapes":
-        best, what = "shapes", "scenes"
-        further = f"relations {run}", "how near to each other are the sentences?"
-    else:
-        best, what = "flickr8k-20min", "photographs"
-        further = f"index ~/Pictures --model {run}", "then: miniclip search 'a dog in the snow'"
-    if best in ran:
-        return [*found, further]
-    place = "" if data == "shapes" else f" --data {data}"
-    return [*found, (f"train --preset {best}{place}", f"the best recipe for {what}")]
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="miniclip", description="CLIP from scratch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common, weights = common_options(), weights_options()
     prompts = [common, weights, template_options()]
 
-    command = commands.add_parser("train", parents=[common], help="train a CLIP into a run folder")
-    command.add_argument("--preset", default=next(iter(PRESETS)), choices=PRESETS,
-                         help="a whole recipe; the options below change single settings of it")
-    command.add_argument("--run", metavar="DIR", help="the run's folder (default runs/PRESET)")
-    command.add_argument("--resume", action="store_true", help="go on from the last saved step")
-    add_settings(command, TrainConfig, "training settings")
-    add_settings(command, ModelConfig, "model settings")
-    command.set_defaults(function=run_train)
-
+    training.add_commands(commands, common, weights)
     command = commands.add_parser("eval", parents=prompts,
                                   help="recall on a split of pairs; --zero-shot: classification")
     command.add_argument("run", metavar="RUN", help=MODEL_HELP)

@@ -10,9 +10,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 
-def setting(default, help):
-    """A dataclass field that carries its own line of help; `cli.py` turns it into an option."""
-    return field(default=default, metadata={"help": help})
+def setting(default, help, *aliases):
+    """A dataclass field that carries its own line of help, and other names of its option.
+
+    `commands/training.py` turns it into an option of the command line.
+    """
+    return field(default=default, metadata={"help": help, "aliases": aliases})
 
 
 def check(config, *rules):
@@ -77,6 +80,10 @@ class ModelConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
+PRECISIONS = ("auto", "bf16", "float32")
+TRACKERS = ("", "tensorboard", "wandb", "trackio")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. Lengths are in steps, never in minutes, so that a run can be repeated."""
@@ -86,12 +93,17 @@ class TrainConfig:
     image_key: str = setting("", "the data's column of images, if its name is unusual")
     caption_key: str = setting("", "its column of captions, or several with commas between them")
     limit: int = setting(0, "train on the first so many images of the split (0: all)")
+    start_from: str = setting("", "begin with these weights: a run, a file or a Hub id", "--from")
+    lock: str = setting("", "the tower that stays as it is: 'image' or 'text' (empty: none)")
+    unlock_last: int = setting(0, "blocks at the end of the locked tower that are trained yet")
     steps: int = setting(1000, "optimiser steps; the learning-rate schedule depends on them")
+    epochs: int = setting(0, "rounds through the images, in place of steps (0: steps)")
     batch_size: int = setting(128, "pairs in a batch, N: each sees N-1 negatives")
     learning_rate: float = setting(1e-3, "AdamW's peak rate: gains, biases, embeddings, scale")
     muon_learning_rate: float = setting(0.02, "Muon's peak rate, for every matrix; 0: AdamW's")
     weight_decay: float = setting(0.1, "on matrices; never on gains, biases, embeddings, scale")
-    warmup: int = setting(100, "steps of linear warm-up; a cosine to zero follows")
+    warmup: int = setting(-1, "steps of linear warm-up, then a cosine to zero (-1: 100, or a tenth "
+                              "of the steps if that is less)")
     clip_norm: float = setting(1.0, "largest gradient norm, over all parameters")
     crop: float = setting(0.6, "smallest share of the area in a random crop, about; 1: no crop")
     flip: bool = setting(True, "mirror half of the images; never those whose captions name a side")
@@ -99,20 +111,35 @@ class TrainConfig:
     word_dropout: float = setting(0.0, "chance of each caption token to be left out")
     eval_every: int = setting(200, "steps between two evaluations on the validation split")
     seed: int = setting(0, "seed of all randomness: weights, order, captions, augmentation")
+    precision: str = setting("auto", "of the towers' products: 'bf16', 'float32', or 'auto': bf16 "
+                                     "where the device is fast at it")
+    tracker: str = setting("", "log to 'tensorboard', 'wandb' or 'trackio' as well (empty: none)")
 
     def __post_init__(self):
         if self.model not in MODELS:
             raise ValueError(f"no model {self.model!r}; there are {', '.join(MODELS)}")
+        if self.unlock_last and not self.lock:
+            raise ValueError("unlock_last needs a tower that is locked: set --lock image or text")
         check(
             self, ("steps eval_every", lambda x: x >= 1, "it must be at least 1"),
             ("batch_size", lambda x: x >= 2, "contrast needs at least 2 pairs"),
             ("learning_rate muon_learning_rate", lambda x: 0 <= x <= 1,
              "it must be from 0 to 1; usual are 0.001 (AdamW) and 0.02 (Muon)"),
             ("weight_decay", lambda x: 0 <= x <= 100, "it must be from 0 to 100"),
-            ("warmup limit seed", lambda x: 0 <= x < 2**63, "it must be at least 0, below 2**63"),
+            ("limit seed epochs unlock_last", lambda x: 0 <= x < 2**63,
+             "it must be at least 0, below 2**63"),
+            ("warmup", lambda x: -1 <= x < 2**63, "it must be at least 0, or -1"),
+            ("lock", lambda x: x in ("", "image", "text"), "it must be 'image' or 'text'"),
+            ("precision", lambda x: x in PRECISIONS, f"it must be one of {', '.join(PRECISIONS)}"),
+            ("tracker", lambda x: x in TRACKERS, f"it must be one of {', '.join(TRACKERS[1:])}"),
             ("clip_norm", lambda x: x > 0, "it must be positive"),
             ("crop", lambda x: 0 < x <= 1, "it is a share of the area, in (0, 1]"),
             ("jitter word_dropout", lambda x: 0 <= x < 1, "it must be in [0, 1)"))
+
+    @property
+    def warmup_steps(self) -> int:
+        """`warmup`, or what -1 stands for."""
+        return min(100, self.steps // 10) if self.warmup == -1 else self.warmup
 
 
 TINY = ModelConfig(  # 16 image tokens: small enough for a laptop
@@ -147,7 +174,9 @@ PRESETS = {  # the photographs' were swept on Flickr8k's validation split, on tw
     # combinations 90 -> 94 %). With 70 % instead of 45 % single shapes: 94 -> 97 %.
     "shapes": TrainConfig(
         model="micro", data="shapes", steps=1600, learning_rate=2e-3, weight_decay=0.3, crop=1.0,
-        flip=False, jitter=0.0, eval_every=400)}
+        flip=False, jitter=0.0, eval_every=400),
+    "finetune": TrainConfig(
+        model="small", steps=600, learning_rate=3e-4, muon_learning_rate=0.006, eval_every=100)}
 
 
 def save_config(config, path: Path):

@@ -36,9 +36,12 @@ def described(device: torch.device) -> dict:
 
 
 @contextmanager
-def fast_math(device: torch.device):
-    """Run the forward pass in bfloat16 where that is fast, with the device's fastest attention."""
-    bf16 = bf16_is_fast(device)
+def fast_math(device: torch.device, precision: str = "auto"):
+    """Run the forward pass in bfloat16 where that is fast, with the device's fastest attention.
+
+    precision: "auto", or "bf16" or "float32", whether it is fast or not.
+    """
+    bf16 = bf16_is_fast(device) if precision == "auto" else precision == "bf16"
     attention = nullcontext()
     if bf16 and device.type == "cpu":
         # On sequences this short, PyTorch's flash attention for CPUs takes four times as long in

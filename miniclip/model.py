@@ -226,6 +226,23 @@ class CLIP(nn.Module):
             self.logit_bias.fill_(-10)
         return self
 
+    def lock(self, side: str, unlock_last: int = 0) -> "CLIP":
+        """Freeze the "image" or "text" tower, but for its last blocks and what comes after them.
+
+        Locked-image tuning trains only the text tower (LiT, Zhai et al. 2022, arXiv 2111.07991).
+        ValueError for more blocks than the tower has.
+        """
+        tower = {"image": self.vision, "text": self.text}[side]
+        if unlock_last > len(tower.blocks):
+            raise ValueError(f"unlock_last is {unlock_last}, but the {side} tower has "
+                             f"{len(tower.blocks)} blocks")
+        tower.requires_grad_(False)
+        if unlock_last:
+            last = tower.norm_post if side == "image" else tower.norm_final
+            for part in (*tower.blocks[-unlock_last:], last, tower.projection):
+                part.requires_grad_(True)
+        return self
+
     @torch.no_grad()
     def clamp_scale_(self):
         """After an optimiser step: keep the multiplier ≤ 100 (section 2.5)."""
@@ -242,7 +259,14 @@ class CLIP(nn.Module):
         return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, pixels, tokens):
-        """→ (image_features (B, D), text_features (B, D), multiplier ()), features of length 1."""
-        image_features = self.encode_image(pixels, normalize=True)
-        text_features = self.encode_text(tokens, normalize=True)
+        """→ (image_features (B, D), text_features (B, D), multiplier ()), features of length 1.
+
+        In place of pixels or tokens, features (B, D) of length 1 may be given, computed beforehand
+        by a tower that is locked (LiT, Zhai et al. 2022, arXiv 2111.07991).
+        """
+        image_features, text_features = pixels, tokens
+        if pixels.ndim == 4:
+            image_features = self.encode_image(pixels, normalize=True)
+        if not tokens.is_floating_point():
+            text_features = self.encode_text(tokens, normalize=True)
         return image_features, text_features, self.logit_scale.exp()

@@ -34,9 +34,15 @@ class Muon(torch.optim.Optimizer):
                          {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        """One step → what `closure` gives, if there is one: it computes the loss and gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for kernel, matrix in zip(self.kernels, self.matrices):
-            matrix.grad, kernel.grad = kernel.grad.flatten(1), None
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+            kernel.grad = None
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -49,6 +55,7 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 stretch = math.sqrt(max(1, p.shape[0] / p.shape[1]))  # of tall matrices
                 p.add_(update, alpha=-group["lr"] * stretch)
+        return loss
 
 
 def orthogonalized(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -75,9 +82,12 @@ def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optim
     """Muon for matrices and convolutions, AdamW for gains, biases, embeddings and the scale.
 
     Weight decay applies only to the first kind. With a muon_learning_rate of 0, AdamW takes both.
+    What is locked is left out.
     """
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         plain = parameter.ndim < 2 or name.endswith(("positions", "tokens.weight"))
         (rest if plain else matrices).append(parameter)
     groups = [{"params": rest, "weight_decay": 0.0}]
@@ -85,7 +95,7 @@ def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optim
         groups.append({"params": matrices, "weight_decay": config.weight_decay})
     optimizers = [torch.optim.AdamW(
         groups, config.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)]
-    if config.muon_learning_rate:
+    if config.muon_learning_rate and matrices:
         optimizers.append(Muon(matrices, config.muon_learning_rate, config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -95,7 +105,8 @@ def build_optimizers(model: CLIP, config: TrainConfig) -> list[torch.optim.Optim
 
 def schedule(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate: linear warm-up, then a cosine to zero."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    warmup = config.warmup_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, config.steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * done))

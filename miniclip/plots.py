@@ -454,6 +454,18 @@ def efficiency_curves(figures: dict, path):
         axes[0].legend()
 
 
+def average_curve(rows: list[dict], path):
+    """average's rows → mean R@10 over the share of the second model, a line for each data set."""
+    colours = (BLUE, ORANGE, GREEN, RED)
+    with drawing(path, figsize=(6, 3.8)) as axis:
+        for i, name in enumerate(rows[0]["recall"]):
+            axis.plot([row["alpha"] for row in rows], [row["recall"][name] for row in rows], "o-",
+                      color=colours[i % len(colours)], label=name)
+        axis.set(xlabel="share of the second model", ylabel="mean R@10, %", ylim=(0, None),
+                 title="Between two models")
+        axis.legend()
+
+
 def confusion_picture(confusion, names: list[str], path):
     """(C, C) counts → for each true class (a row), the share of its images predicted as each."""
     shares = (confusion / confusion.sum(1, keepdim=True).clamp(min=1)).numpy()

@@ -38,7 +38,9 @@ from miniclip.tasks.features import embed_images, embed_texts
 from miniclip.tasks.retrieval import retrieval
 from miniclip.tasks.zero_shot import shapes_report
 from miniclip.tokenizer import Tokenizer
+from miniclip.tracking import Journal, find_tracker
 from miniclip.weights import checkpoint
+from miniclip.weights.pretrained import load
 
 LOG_EVERY = 10  # steps
 SHOWN = 24  # pairs of the similarity matrix that is kept for the pictures
@@ -50,17 +52,21 @@ class Diverged(ArithmeticError):
 
 
 def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="runs/default",
-          device: str = "auto", resume: bool = False, fit_context: bool = True) -> dict:
+          device: str = "auto", resume: bool = False, fit_context: bool = True,
+          start: tuple | None = None) -> dict:
     """Train a CLIP into a run folder → the figures of its best checkpoint, as in metrics.json.
 
     Args:
         config: the settings of the run.
-        model_config: the model's shape (default: the one that config.model names).
+        model_config: the model's shape (default: the one that config.model names). With a start it
+            is that of its weights.
         folder: the run's folder. An older run of that name is moved aside.
         device: auto, cpu, cuda or mps.
         resume: go on from the folder's last saved step; config and model_config must then be those
             of the folder.
         fit_context: make the model's context longer if too many captions are longer than it.
+        start: (model, tokenizer, transform) to begin with, as `miniclip.load` gives them; the model
+            is trained in place. Default: what config.start_from names, or noise.
 
     Raises:
         ValueError: input that cannot be trained on, or a folder that holds anything but a run.
@@ -71,21 +77,31 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     folder, device = Path(folder).resolve(), pick_device(device)
 
     # The data, and a tokenizer that learns from the training captions.
-    check_warmup(config)
-    model_config = model_config or MODELS[config.model]
+    find_tracker(config.tracker)
+    if config.start_from and not (start or resume):
+        start = load(config.start_from)
+    if start and model_config not in (None, start[0].config):
+        raise ValueError("with a start, the model's shape is that of its weights")
+    model_config = start[0].config if start else model_config or MODELS[config.model]
     pairs, held_out, config = prepare_data(config, model_config)
+    check_warmup(config)
     if resume:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    elif start:
+        tokenizer = start[1]
     else:
         tokenizer = make_tokenizer(pairs, model_config, fit_context)
-    model_config = replace(model_config, vocab_size=tokenizer.vocab_size,  # few texts, few tokens
-                           context_length=tokenizer.context_length)
+        model_config = replace(model_config, vocab_size=tokenizer.vocab_size,  # few texts, few ids
+                               context_length=tokenizer.context_length)
     batches = Batches(pairs, tokenizer, model_config.image_size, config, device)
     tell_about(batches, held_out, config)
 
     # The model, and what will change it.
     generator = torch.Generator().manual_seed(config.seed)
-    model = CLIP(model_config).init_weights(generator).to(device)
+    model = start[0] if start else CLIP(model_config).init_weights(generator)
+    model = model.to(device).train()
+    if config.lock:
+        model.lock(config.lock, config.unlock_last)
     optimizers = build_optimizers(model, config)
     progress = {"step": 0, "best": -1.0, "best_step": 0, "seconds": 0.0,
                 "data": [pairs.summary, held_out.summary]}
@@ -99,8 +115,11 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
             save_config(config, folder / "train.json")  # first: this file marks a folder as a run
             save_config(model_config, folder / "config.json")
             tokenizer.save(folder / "tokenizer.json")
+        journal = Journal(folder, config)
         if progress["step"] == 0:
-            evaluate(folder, model, tokenizer, held_out, progress)
+            evaluate(folder, journal, model, tokenizer, held_out, progress)
+        if config.lock and not config.unlock_last:
+            use_locked_features(batches, model, tokenizer, pairs, config.lock)
 
         steps = range(progress["step"], config.steps)
         begin = time.perf_counter() - progress["seconds"]
@@ -112,7 +131,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                     for group in optimizer.param_groups:
                         group["lr"] = group["peak"] * share
 
-                with fast_math(device):
+                with fast_math(device, config.precision):
                     image_features, text_features, scale = model(pixels, tokens)  # (B, D) twice, ()
                     loss = contrast(model, image_features, text_features, scale, ids)
                 loss.backward()
@@ -137,10 +156,10 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                     row = recent.figures(done, len(pixels))
                     row["accuracy"] = accuracy(image_features, text_features, ids)
                     row["learning_rate"] = config.learning_rate * share
-                    append_row(folder / "metrics.jsonl", row)
+                    journal.row(row)
                     bar.set_postfix_str(in_short(row))
                 if evaluate_now:
-                    evaluate(folder, model, tokenizer, held_out, progress)
+                    evaluate(folder, journal, model, tokenizer, held_out, progress)
                 progress["seconds"] = time.perf_counter() - begin
                 if save_now:
                     checkpoint.save_state(folder, model, optimizers, progress)
@@ -149,6 +168,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                         f"; go on with: miniclip train --run {quote(str(folder))} --resume")
                 recent = Recent()
 
+        journal.close()
         # The best weights, from the disk: what is measured and drawn is what a user will load.
         model, tokenizer, _ = checkpoint.load(folder, device)
         metrics = report(model, tokenizer, pairs, held_out, config, progress, device)
@@ -166,20 +186,23 @@ ENOUGH = 50  # held-out images, and different captions: of fewer, ten guesses fi
 
 def check_warmup(config: TrainConfig):
     """ValueError for a warm-up that the run would never leave."""
-    if config.warmup >= config.steps:
+    if config.warmup_steps >= config.steps:
         raise ValueError(
             f"warmup is {config.warmup}, and the run has {config.steps} steps: the learning rate "
             f"would never reach its peak; set --warmup {config.steps // 10}, or more --steps")
 
 
 def prepare_data(config: TrainConfig, model_config: ModelConfig):
-    """→ (training pairs, validation pairs, the configuration with the data's place filled in)."""
+    """→ (training pairs, validation pairs, config with the data's place and steps filled in)."""
     source = Source.find(config.data or None, config.image_key, config.caption_key)
     size = model_config.image_size
     pairs = load_pairs(source, "train", size, config.limit)
     held_out = load_pairs(source, "validation", size)
+    steps = config.steps
+    if config.epochs:
+        steps = max(1, config.epochs * (len(pairs) // config.batch_size))
     # The data's place is saved, so a run can be resumed from any directory.
-    return pairs, held_out, replace(config, data=source.where)
+    return pairs, held_out, replace(config, data=source.where, steps=steps)
 
 
 def make_tokenizer(pairs: Pairs, model_config: ModelConfig, fit_context: bool) -> Tokenizer:
@@ -217,6 +240,16 @@ def tell_about(batches: Batches, held_out: Pairs, config: TrainConfig):
     if not recall_tells(held_out):
         notice(f"{held_out.name} has fewer than {ENOUGH} images or different captions, and recall "
                "on so few can't tell which weights are the best: the last are kept")
+
+
+def use_locked_features(batches: Batches, model: CLIP, tokenizer: Tokenizer, pairs: Pairs,
+                        side: str):
+    """Compute a locked tower's features once, in place of every step: they are never augmented."""
+    notice(f"the {side} tower is locked: its features are computed once, without augmentation")
+    if side == "image":
+        batches.image_features = embed_images(model, pairs.images)
+    else:
+        batches.text_features = embed_texts(model, tokenizer, pairs.flat_captions()[0])
 
 
 def contrast(model: CLIP, image_features, text_features, scale, ids) -> torch.Tensor:
@@ -324,14 +357,15 @@ def accuracy(image_features, text_features, ids) -> float:
     return (own[nearest] == own).double().mean().item()
 
 
-def evaluate(folder: Path, model: CLIP, tokenizer: Tokenizer, held_out: Pairs, progress: dict):
+def evaluate(folder: Path, journal: Journal, model: CLIP, tokenizer: Tokenizer, held_out: Pairs,
+             progress: dict):
     """Recall on the held-out split → a line of metrics.jsonl, one of similarity.jsonl, progress.
 
     The weights are saved if they are the best so far.
     """
     model.eval()
     step, metrics = progress["step"], retrieval(model, tokenizer, held_out)
-    append_row(folder / "metrics.jsonl", {"step": step, **metrics})
+    journal.row({"step": step, **metrics})
     captions = [captions[0] for captions in held_out.captions[:SHOWN]]
     cosines = (embed_images(model, held_out.images[:SHOWN])
                @ embed_texts(model, tokenizer, captions).T)  # (SHOWN, SHOWN)

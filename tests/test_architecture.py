@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # A room imports only from rooms in lines above its own.
 ORDER = """
     config files device notices
-    tokenizer
+    tokenizer tracking
     data.drawing data.images data.captions data.splits data.hub
     data.scenes data.shifts data.columns
     data.caption_files
@@ -31,7 +31,7 @@ ORDER = """
     optim
     weights.names weights.tensors
     weights.checkpoint weights.merges
-    weights.pretrained weights.export weights.supervised
+    weights.pretrained weights.export weights.supervised weights.average weights.share
     tasks.features
     tasks.intervals tasks.retrieval tasks.zero_shot
     tasks.search tasks.segment tasks.probe tasks.relations tasks.robustness
@@ -41,7 +41,7 @@ ORDER = """
     experiments.fit experiments.objectives
     experiments.upbringing experiments.efficiency experiments.photographs
     commands.shared
-    commands.dense commands.experiments
+    commands.dense commands.experiments commands.training
     commands.transfer
     cli
 """

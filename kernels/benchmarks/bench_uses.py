@@ -11,6 +11,9 @@ how many times as long theirs takes:
     under autocast       float32 features, as F.normalize gives them, under autocast in bfloat16
     sigmoid              SigLIP's loss, with each backend that may be the best
     float32, tf32        without autocast; PyTorch's switch at "highest" and at "high"
+    rows beside …        images among texts only, beside Liger's and Quack's fused cross-entropies;
+    sigmoid beside …     beside siglip-kernel, 65,536 pairs of 768 features: on a GPU, each where
+                         its package is installed
     one rank of 8, of 64 what one process of several computes, its M pairs against all N: ours makes
                          one slab, theirs (local_loss, gather_with_grad) two; nothing travels here
 
@@ -18,6 +21,7 @@ It prints, and keeps kernels/results/uses/DEVICE.json.
 """
 
 import argparse
+import importlib.util
 import statistics
 from functools import partial
 
@@ -27,7 +31,7 @@ import torch.nn.functional as F
 from measuring import GPU_SECONDS, asking, inputs, times
 from miniclip_kernels import backends, clip_loss, sigmoid_loss
 from miniclip_kernels.backends import EVERY_GRADIENT, Labels
-from peers import eager
+from peers import eager, liger, quack, siglip_kernel
 
 D = 512
 SIZES = {False: 2048, True: 32768}  # pairs, on a CPU and on a GPU
@@ -93,12 +97,30 @@ def uses(cuda):
                                           for loss in losses)
     for name, switch in (("float32", "highest"), ("tf32", "high"))[:1 + cuda]:
         yield name, N, *(partial(switched, switch, loss, wide) for loss in (clip_loss, eager))
+    if cuda:
+        yield from beside_packages(I, T, scale, bias)
     for count, part in RANKS:
         M = N // part
         every_I, every_T, scale = inputs(count * M, D, cuda)
         own = every_I.detach()[M:2 * M]
         yield (f"one rank of {count}", count * M, partial(slab, own, every_T.detach(), scale, 1),
                partial(two_slabs, own, every_I, every_T, scale, 1))
+
+
+def beside_packages(I, T, scale, bias):  # noqa: E741
+    """Rows as of `uses`, for the peers that are installed."""
+    def here(package):
+        return importlib.util.find_spec(package) is not None
+
+    rows = partial(clip_loss, direction="rows")
+    for name, package, peer in (("liger", "liger_kernel", liger), ("quack", "quack", quack)):
+        if here(package):
+            yield f"rows beside {name}", len(I), *(partial(gradients, loss, [I, T, scale])
+                                                   for loss in (rows, peer))
+    if here("siglip_kernel"):
+        features = [*inputs(65536, 768, True), bias]
+        yield "sigmoid beside siglip-kernel", 65536, *(partial(gradients, loss, features)
+                                                       for loss in (sigmoid_loss, siglip_kernel))
 
 
 def switched(precision, loss, leaves):
@@ -131,10 +153,10 @@ def main():
     cuda = parser.parse_args().gpu
     record = records.machine(cuda)
     print(f"{record['device']}, torch {record['torch']}: loss and gradients, D = {D}\n"
-          f"{'':16}{'N':>9}{'ours, ms':>12}{'theirs, ms':>12}")
+          f"{'':29}{'N':>9}{'ours, ms':>12}{'theirs, ms':>12}")
     for name, N, *calls in uses(cuda):
         ours, theirs = milliseconds(calls, cuda)
-        print(f"{name:16}{N:>9,}{ours:>12.4g}{theirs:>12.4g}{theirs / ours:>8.2f} ×", flush=True)
+        print(f"{name:29}{N:>9,}{ours:>12.4g}{theirs:>12.4g}{theirs / ours:>8.2f} ×", flush=True)
         record["rows"].append({"use": name, "N": N, "D": D, "ms": float(f"{ours:.4g}"),
                                "open_clip_ms": float(f"{theirs:.4g}")})
     folder = records.RESULTS / "uses"

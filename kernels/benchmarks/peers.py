@@ -102,6 +102,27 @@ def cut_cross_entropy(I, T, s):  # noqa: E741
             + linear_cross_entropy(s * T, I, labels, filter_eps=None)) / 2
 
 
+def liger(I, T, s):  # noqa: E741
+    """liger-kernel 0.8.5's fused linear cross-entropy: images among texts only."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss()(T, s * I, torch.arange(len(I), device=I.device))
+
+
+def quack(I, T, s):  # noqa: E741
+    """quack-kernels 0.6.5's chunked linear cross-entropy: images among texts only."""
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    return chunked_linear_cross_entropy(s * I, T, torch.arange(len(I), device=I.device))
+
+
+def siglip_kernel(I, T, s, bias):  # noqa: E741
+    """siglip-kernel 0.1.2's sigmoid loss, by the way that it chooses itself."""
+    from siglip_kernel import fused_siglip_loss
+
+    return fused_siglip_loss(I, T, s.log(), bias)
+
+
 CPU_IMPLS = {name: partial(clip_loss, backend=name) for name in ("dense", "tiled", "numpy")}
 GPU_IMPLS = {
     "miniclip": clip_loss,  # "auto": "triton" for few pairs, then "hopper", or "blocks"

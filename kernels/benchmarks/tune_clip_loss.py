@@ -36,11 +36,14 @@ CANDIDATES = {
         (128, 128, 64, 8, 2, None), (128, 128, 32, 8, 4, None), (128, 128, 128, 8, 2, None),
         (128, 256, 64, 8, 3, None), (128, 256, 64, 8, 4, None), (256, 128, 64, 8, 3, None),
         (64, 256, 64, 4, 3, None), (128, 128, 64, 4, 3, None))),
-        {"BLOCK": 2048}, {"BLOCK": 4096}, {"BLOCK": 16384}],
+        {"BLOCK": 2048}, {"BLOCK": 4096}, {"BLOCK": 16384}, {"ONCE": True}],
     "gradient": [{}, {"num_stages": 2}, {"num_stages": 4}, {"BLOCK_K": 128, "num_stages": 2},
                  {"TILE": 64, "BLOCK_D": 512}, {"TILE": 64}, {"TILE": 64, "num_warps": 4}],
-    "hopper sums": [{}], "hopper block": [{}, {"BLOCK": 4096}, {"BLOCK": 16384}]}
-MODULES = {"GROUPS": triton_loss, "BLOCK": triton_blocks}  # settings that are not launch options
+    "hopper sums": [{}],
+    "hopper block": [{}, {"BLOCK": 4096}, {"BLOCK": 16384}, {"HOPPER_ONCE": True}]}
+# Settings that are not launch options: where, and under which name.
+MODULES = {"GROUPS": (triton_loss, "GROUPS"), "BLOCK": (triton_blocks, "BLOCK"),
+           "HOPPER_ONCE": (triton_hopper, "ONCE")}
 SECONDS = 0.3  # about as long is spent on each candidate
 
 
@@ -48,9 +51,9 @@ SECONDS = 0.3  # about as long is spent on each candidate
 def settings(kernel, candidate):
     """Within this context, the kernel is launched with the candidate's settings."""
     usual, options = triton_tiles.launch_options, dict(candidate)
-    before = {name: getattr(module, name) for name, module in MODULES.items()}
+    before = {place: getattr(*place) for place in MODULES.values()}
     for name in MODULES.keys() & options.keys():
-        setattr(MODULES[name], name, options.pop(name))
+        setattr(*MODULES[name], options.pop(name))
     if "TILE" in options:
         options["BLOCK_M"] = options["BLOCK_N"] = options.pop("TILE")
 
@@ -65,8 +68,8 @@ def settings(kernel, candidate):
         yield
     finally:
         triton_tiles.launch_options = usual
-        for name, module in MODULES.items():
-            setattr(module, name, before[name])
+        for place, value in before.items():
+            setattr(*place, value)
 
 
 def calls(I, T, scale):  # noqa: E741

@@ -51,6 +51,7 @@ from .triton_tiles import LOG2E, as_pairs, cdiv, on
 ROWS = 128  # and columns of a tile
 DEPTH = 64  # features of a stage
 QUARTER = 32  # columns of G that are stored at a time
+ONCE = False  # one exponential an entry of G where that is safe: for the tuner
 BLOCK, BLOCK_K, WIDTH = gl.constexpr(ROWS), gl.constexpr(DEPTH), gl.constexpr(QUARTER)
 
 # How a warp group's registers hold a tile of S, a quarter of it, and sums of its columns.
@@ -61,6 +62,8 @@ SUMS_LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))  # one column 
 # The same functions, compiled as Gluon.
 leave_out = gluon.jit(triton_tiles.leave_out.fn)
 softmax_gradient = gluon.jit(triton_tiles.softmax_gradient.fn)
+softmax_gradient_once = gluon.jit(triton_tiles.softmax_gradient_once.fn)
+once_is_safe = gluon.jit(triton_tiles.once_is_safe.fn)
 
 
 class Work(NamedTuple):
@@ -185,7 +188,7 @@ def sums_consumer(work, resident, pipeline, order, pairs, scale, room, row_sums,
 @gluon.jit
 def gradient_consumer(work, resident, pipeline, order, pairs, scale, r, c, output,
                       CONSUMER: gl.constexpr, BOTH: gl.constexpr, RAGGED: gl.constexpr,
-                      BOOST: gl.constexpr):
+                      BOOST: gl.constexpr, ONCE: gl.constexpr):
     """Every second tile: BOOST · G of it, stored quarter by quarter."""
     row = gl.arange(0, BLOCK, gl.SliceLayout(1, QUARTER_LAYOUT))
     column = gl.arange(0, WIDTH, gl.SliceLayout(0, QUARTER_LAYOUT))
@@ -213,7 +216,8 @@ def gradient_consumer(work, resident, pipeline, order, pairs, scale, r, c, outpu
                 for q in gl.static_range(4):
                     epilogue(quarters[q], scale, r_here, c_here[q], pairs, first_row,
                              first_column + q * WIDTH, output.G,
-                             output.buffers.index(2 * CONSUMER + q % 2), BOTH, RAGGED, BOOST)
+                             output.buffers.index(2 * CONSUMER + q % 2), BOTH, RAGGED, BOOST,
+                             ONCE)
             else:  # the last of an odd number of tiles was the other's
                 mbarrier.arrive(order.index(1 - CONSUMER))
         mbarrier.arrive(resident.empty)
@@ -223,7 +227,7 @@ def gradient_consumer(work, resident, pipeline, order, pairs, scale, r, c, outpu
 
 @gluon.jit
 def epilogue(S, scale, r, c, pairs, first_row, first_column, G, buffer, BOTH: gl.constexpr,
-             RAGGED: gl.constexpr, BOOST: gl.constexpr):
+             RAGGED: gl.constexpr, BOOST: gl.constexpr, ONCE: gl.constexpr):
     """A quarter of a tile of I Tᵀ → BOOST · G, stored while the next quarter is computed.
 
     Each quarter loads the scale again. Otherwise the compiler computes all before the first store.
@@ -234,7 +238,14 @@ def epilogue(S, scale, r, c, pairs, first_row, first_column, G, buffer, BOTH: gl
     S = leave_out(S, first_row + row, first_column + column, pairs.M, pairs.N, pairs.label_offset,
                   pairs.image_ids, pairs.text_ids, RAGGED)
     distance = first_row + pairs.label_offset - first_column
-    entries = BOOST * softmax_gradient(S, row, column, distance, r, c, True, BOTH)
+    safe = False
+    if ONCE and BOTH:
+        low = gl.minimum(gl.min(r, 0), gl.min(c, 0))
+        safe = once_is_safe(low, gl.max(r, 0), gl.max(c, 0))
+    if safe:
+        entries = BOOST * softmax_gradient_once(S, row, column, distance, r, c, low)
+    else:
+        entries = BOOST * softmax_gradient(S, row, column, distance, r, c, True, BOTH)
     tma.store_wait(1)  # the last store but one is done: its buffer is free
     buffer.store(entries.to(G.dtype))
     hopper.fence_async_shared()
@@ -296,16 +307,16 @@ def sums_kernel(I, T, scale, pairs, room, row_sums, column_sums,  # noqa: E741
 @gluon.jit
 def block_kernel(I, T, scale, pairs, r, c, G, K_BLOCKS: gl.constexpr,  # noqa: E741
                  STAGES: gl.constexpr, BOTH: gl.constexpr, RAGGED: gl.constexpr,
-                 BOOST: gl.constexpr):
+                 BOOST: gl.constexpr, ONCE: gl.constexpr):
     """`triton_blocks.block_kernel`: BOOST · G (M, N), in the features' type. Grid as above."""
     resident, pipeline = resident_block(I, K_BLOCKS), pipeline_of(T, STAGES)
     order, work = barriers(2, 1), share_of(pairs.M, pairs.N)
     output = Output(G, gl.allocate_shared_memory(G.dtype, [4, BLOCK, WIDTH], G.layout))
     gl.warp_specialize([
         (gradient_consumer, (work, resident, pipeline, order, pairs, scale, r, c, output, 0, BOTH,
-                             RAGGED, BOOST)),
+                             RAGGED, BOOST, ONCE)),
         (gradient_consumer, (work, resident, pipeline, order, pairs, scale, r, c, output, 1, BOTH,
-                             RAGGED, BOOST)),
+                             RAGGED, BOOST, ONCE)),
         (producer, (I, T, work, resident, pipeline))], [4, 1], [232, 40])
 
 
@@ -372,7 +383,8 @@ def write(block, I, T, scale, r, c, labels):  # noqa: E741
     with on(I):
         block_kernel[grid(M, N, programs(I.device))](
             gluon_tiles(I), gluon_tiles(T), scale, as_pairs(I, T, labels), r, c,
-            gluon_tiles(block, QUARTER), BOOST=boost(I.dtype), **options_for(I, M, N, labels))
+            gluon_tiles(block, QUARTER), BOOST=boost(I.dtype), ONCE=ONCE,
+            **options_for(I, M, N, labels))
 
 
 BASE = triton_loss.BASE

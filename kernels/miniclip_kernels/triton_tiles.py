@@ -128,6 +128,28 @@ def softmax_gradient(S, row, column, distance, r, c, ROWS: tl.constexpr, COLUMNS
     return tl.where(pair, G - (ROWS + COLUMNS), G)  # in float32, before the cast
 
 
+@triton.jit
+def softmax_gradient_once(S, row, column, distance, r, c, low):
+    """`softmax_gradient` of rows and columns, with one exponential an entry instead of two.
+
+        2^(S − r) + 2^(S − c) = 2^(S − low) · (2^(low − r) + 2^(low − c))
+
+    What stands in brackets is a number for each row and each column. low: the least r or c of the
+    tile, so that both are at most 1. No entry is above its sums, so 2^(S − low) does not overflow
+    where `once_is_safe`.
+    """
+    weights = tl.exp2(low - r)[:, None] + tl.exp2(low - c)[None, :]
+    G = tl.exp2(S - low) * weights
+    pair = row[:, None] + distance == column[None, :]
+    return tl.where(pair, G - 2, G)
+
+
+@triton.jit
+def once_is_safe(low, highest_r, highest_c):
+    """Whether every S − low of a tile is far enough below 2^128: false for NaN too."""
+    return tl.minimum(highest_r, highest_c) - low < 100
+
+
 # ------------------------------------------------------------------------------ on the host
 
 

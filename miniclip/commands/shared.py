@@ -66,3 +66,19 @@ def read_labels(text: str) -> list[str]:
 def check_limit(arguments):
     if not 0 <= arguments.limit < 2**31:
         raise ValueError(f"limit is {arguments.limit}; it must be 0 (all) or a number of images")
+
+
+def print_recalls(metrics: dict):
+    images = metrics["images"]
+    print(f"\n  {'':14}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median rank':>14}")
+    for way in ("image_to_text", "text_to_image"):
+        row = metrics[way]
+        print(f"  {way.replace('_to_', ' → '):14}{row['R@1']:8.1f}{row['R@5']:8.1f}"
+              f"{row['R@10']:8.1f}{row['median_rank']:14.0f}")
+    different = metrics["different_captions"]
+    captions = f"{metrics['captions']:,} captions"
+    if different < metrics["captions"]:
+        captions += f", {different:,} of them different"
+    chance = "".join(f"{min(100, 100 * k / images):8.1f}" for k in (1, 5, 10))
+    print(f"  {'chance, about':14}{chance}{images / 2:14.0f}   (percent; {images:,} images, "
+          f"{captions})")

@@ -64,10 +64,14 @@ class Batches:
     most once, with one of its captions drawn at random. An image twice in a batch would make a true
     pair a negative. So would two images with the same caption: `ids` has equal numbers for equal
     captions, and is None where all differ.
+
+    image_features (N, D), text_features (M, D): of a locked tower, for every image or caption. They
+    come in place of pixels or tokens, and are not augmented.
     """
 
     def __init__(self, pairs: Pairs, tokenizer: Tokenizer, size: int, config: TrainConfig,
-                 device="cpu"):
+                 device="cpu", image_features: torch.Tensor | None = None,
+                 text_features: torch.Tensor | None = None):
         if (count := len(pairs)) < 2:
             raise ValueError(f"{pairs.name} has {count} image: contrast needs 2 at least, beside "
                              "those that are held out for validation; add some")
@@ -75,6 +79,7 @@ class Batches:
             raise ValueError(f"batch_size {config.batch_size} is larger than the {count} images of "
                              f"{pairs.name}; set --batch-size {count} or less")
         self.images, self.size, self.config, self.device = pairs.images, size, config, device
+        self.image_features, self.text_features = image_features, text_features
         self.per_epoch = len(pairs) // config.batch_size
         texts, owner = pairs.flat_captions()
         self.tokens = tokenizer(texts)  # (M, L), encoded once
@@ -101,16 +106,22 @@ class Batches:
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         images, rows = self.numbers(step)
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
-        pixels = self.sent(torch.from_numpy(self.images[images]))
-        pixels = augment(pixels, self.size, self.config, generator, self.sided[images])
-        tokens = self.tokens[torch.from_numpy(rows)]
-        if self.config.word_dropout:
-            tokens = drop_words(tokens, self.config.word_dropout, generator)
+        if self.image_features is None:
+            pixels = self.sent(torch.from_numpy(self.images[images]))
+            pixels = augment(pixels, self.size, self.config, generator, self.sided[images])
+        else:
+            pixels = self.sent(self.image_features[images])
+        if self.text_features is None:
+            tokens = self.tokens[rows]
+            if self.config.word_dropout:
+                tokens = drop_words(tokens, self.config.word_dropout, generator)
+            # Columns after the longest text's end token can't change a result: leave them out.
+            tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
+        else:
+            tokens = self.text_features[rows]
         ids = self.sentences[rows]
         equal = len(np.unique(ids)) < len(ids)
-        # Columns after the longest text's end token can't change a result: leave them out.
-        return (pixels, self.sent(tokens[:, : int(tokens.argmax(1).max()) + 1]),
-                self.sent(torch.from_numpy(ids)) if equal else None)
+        return pixels, self.sent(tokens), self.sent(torch.from_numpy(ids)) if equal else None
 
     def sent(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy a tensor to the device. From pinned memory the copy runs in the background."""

@@ -27,7 +27,7 @@ FEWEST = 20  # steps of a model that is worth a look
 
 def recipe(base: TrainConfig, rate: float, steps: int, seed: int) -> TrainConfig:
     """A preset with both learning rates times `rate`, and other steps; few steps warm up faster."""
-    return replace(base, steps=steps, seed=seed, warmup=min(base.warmup, steps // 4),
+    return replace(base, steps=steps, seed=seed, warmup=min(base.warmup_steps, steps // 4),
                    learning_rate=base.learning_rate * rate,
                    muon_learning_rate=base.muon_learning_rate * rate)
 

@@ -30,8 +30,8 @@ def find_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
         tokenizer = read_merges(path, config)
     if tokenizer is None:
         raise ValueError(f"the tokenizer of these {config.vocab_size:,} tokens is not beside the "
-                         f"weights: put its {MERGES[0]} or {TOKENIZER} there, or name the merges in "
-                         "MINICLIP_CLIP_MERGES")
+                         f"weights: put its {MERGES[0]} or {TOKENIZER} there, or name the merges "
+                         "in MINICLIP_CLIP_MERGES")
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"{path} holds {tokenizer.vocab_size - 514:,} merges, which make "
                          f"{tokenizer.vocab_size:,} tokens, but the weights have "

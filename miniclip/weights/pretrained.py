@@ -64,19 +64,16 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
     if the Hub does not answer and nothing was fetched before.
     """
     path, name = Path(source).expanduser(), str(source)
-    if path.is_dir() and not read_settings(path) and not any(  # a run has neither
-            (path / merges).is_file() for merges in MERGES):
-        if quick_gelu is not None:
-            raise ValueError(f"{name}: a run says itself which GELU it has; leave out quick_gelu")
-        model, tokenizer, transform = checkpoint.load(source, device)
-        return at_size(model, image_size or transform.size), tokenizer, Transform(
-            image_size or transform.size)
+    if path.is_dir() and is_run(path):
+        return load_run(source, device, quick_gelu, image_size)
     if path.is_dir():
         file = path / choose_weights(name, {p.name for p in path.iterdir()})
     elif path.is_file():
         file = path
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.pt)(?<!\.bin)(?<!\.safetensors)", name):
         file = fetch(name)
+        if is_run(file.parent):
+            return load_run(file.parent, device, quick_gelu, image_size)
     else:
         raise ValueError(f"{name}: no such run folder or weights file, and no Hub id")
     try:
@@ -92,6 +89,20 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
     except (ValueError, *BAD_GZIP) as error:
         raise ValueError(f"{name}: {error}") from error
     return model.to(device or "cpu").eval(), tokenizer, Transform(model.config.image_size)
+
+
+def is_run(folder: Path) -> bool:
+    """Other projects' folders have settings or merges.txt; a run has neither."""
+    return not read_settings(folder) and not any((folder / name).is_file() for name in MERGES)
+
+
+def load_run(folder, device, quick_gelu: bool | None, image_size: int | None):
+    """A run's folder, here or fetched → as `load`."""
+    if quick_gelu is not None:
+        raise ValueError(f"{folder}: a run says itself which GELU it has; leave out quick_gelu")
+    model, tokenizer, transform = checkpoint.load(folder, device)
+    size = image_size or transform.size
+    return at_size(model, size), tokenizer, Transform(size)
 
 
 def choose_weights(where: str, names: set[str]) -> str:

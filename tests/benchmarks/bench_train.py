@@ -40,8 +40,8 @@ def ours(config, precision):
 
     def step(pixels, tokens):
         with precision():
-            image_features, text_features, scale = model(pixels, tokens)
-        clip_loss(image_features.float(), text_features.float(), scale).backward()
+            loss = clip_loss(*model(pixels, tokens))
+        loss.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

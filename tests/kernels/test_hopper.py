@@ -72,6 +72,16 @@ def test_it_is_right(M, N, D, options, dtype, monkeypatch):
     assert max(found.values()) <= 1, found
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"captions": 5}, {"near": 20.0}, {"scale": 100.0}], ids=str)
+def test_one_exponential_an_entry(options, monkeypatch):
+    """A candidate of the tuner; where it might overflow, a quarter of a tile takes two."""
+    monkeypatch.setattr(triton_hopper, "ONCE", True)
+    with prepare(monkeypatch):
+        found = ratios(pairs(300, 300, 70, dtype=torch.float16, **options))
+    assert max(found.values()) <= 1, found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("programs, block, D", [
     (1, 128, 70), (2, 384, 70), (5, 1024, 70), (132, 256, 70), (2, 1024, 512)])

@@ -81,6 +81,33 @@ def test_small(N, D, dtype, backend):
     check(pairs(N, N, D, dtype=dtype, seed=N + D), backend)
 
 
+@pytest.fixture
+def once(monkeypatch):
+    """The tuner's candidate of "blocks" with one exponential an entry."""
+    from miniclip_kernels import triton_tiles
+
+    usual = triton_tiles.launch_options
+    monkeypatch.setattr(triton_tiles, "launch_options", lambda kernel, *arguments: {
+        **usual(kernel, *arguments), **({"ONCE": True} if kernel == "block" else {})})
+
+
+@pytest.mark.parametrize("backend", [BLOCKS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda x: str(x)[6:])
+@pytest.mark.parametrize("options", [
+    {}, {"captions": 5}, {"scale": 100.0}, {"near": 20.0}], ids=str)
+def test_one_exponential_an_entry(options, dtype, backend, once):
+    check(pairs(150, 150, 33, dtype=dtype, **options), backend)
+
+
+@pytest.mark.parametrize("backend", [BLOCKS])
+def test_where_one_exponential_would_overflow_two_are_taken(backend, once):
+    """Rows and columns whose sums lie 2^250 apart in one tile, as of features of many lengths."""
+    case = pairs(64, 64, 33, scale=14.3)
+    case.images[::2] *= 12
+    case.texts[::2] *= 12
+    check(case, backend)
+
+
 @pytest.mark.slow
 @EACH
 @TYPES

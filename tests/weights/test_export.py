@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hard_texts import HARD_TEXTS
 from safetensors.torch import load_file
 from small_data import smooth
 from small_weights import CLIPS, NARROW, ODD, check_same, inputs, openai_tensors, outputs, write_run
@@ -13,6 +14,7 @@ from small_weights import CLIPS, NARROW, ODD, check_same, inputs, openai_tensors
 import miniclip
 from miniclip.config import TINY, ModelConfig
 from miniclip.data.images import Transform
+from miniclip.tokenizer import clean
 from miniclip.weights import export
 
 
@@ -24,7 +26,7 @@ def test_there_and_back(tmp_path, shape, format, quick_gelu):
     run = write_run(tmp_path / "run", replace(shape, quick_gelu=quick_gelu))
     path = export.export(str(run), str(tmp_path / "to"), format)
     assert path == tmp_path / "to" and sorted(p.name for p in path.iterdir()) == sorted([
-        "merges.txt", "vocab.json", *(
+        "README.md", "merges.txt", "vocab.json", *(
             ["config.json", "preprocessor_config.json", "tokenizer_config.json",
              "model.safetensors"] if format == "hf" else
             ["open_clip_config.json", "open_clip_model.safetensors", "tokenizer_config.json"])])
@@ -78,7 +80,7 @@ def test_transformers_opens_what_is_exported(tmp_path, quick_gelu):
     torch.testing.assert_close(Transform(ODD.image_size)(image), found, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("format", export.FORMATS)
+@pytest.mark.parametrize("format", ["openai", "open_clip", "hf"])
 def test_the_sigmoids_bias_goes_where_there_is_a_place_for_it(tmp_path, format):
     """open_clip's models have a logit_bias; openai's and transformers' have none."""
     run = write_run(tmp_path / "run", replace(CLIPS, loss="sigmoid"))
@@ -99,12 +101,12 @@ def listing(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("changes, format, words", [
     ({"stem": (8,), "patch_size": 14, "image_size": 28}, "hf", "has a stem, mean pooling or no fi"),
-    ({"pool": "mean"}, "open_clip", "models of open_clip; train with --stem , --pool cls --pre-no"),
+    ({"pool": "mean"}, "open_clip", "models of open_clip: onnx can express it; or train with"),
     ({"pre_norm": False}, "openai", "has a stem, mean pooling or no first LayerNorm"),
     ({"quick_gelu": False}, "openai", "QuickGELU and heads of 64.*open_clip and hf can express it"),
     ({"vision_heads": 4}, "openai", "QuickGELU and heads of 64"),
     ({"text_heads": 2}, "openai", "QuickGELU and heads of 64"),
-    ({}, "onnx", "no format 'onnx'; there are openai, open_clip, hf"),
+    ({}, "tf", "no format 'tf'; there are openai, open_clip, hf, onnx"),
 ])
 def test_what_a_format_has_no_words_for(tmp_path, changes, format, words):
     run = write_run(tmp_path / "run", replace(CLIPS, **changes))
@@ -116,7 +118,8 @@ def test_what_a_format_has_no_words_for(tmp_path, changes, format, words):
 
 def test_the_options_that_are_named_make_a_model_that_can_be_exported(tmp_path):
     """`--stem ,` is the empty list of channels."""
-    from miniclip.cli import build_parser, chosen
+    from miniclip.cli import build_parser
+    from miniclip.commands.training import chosen
 
     given = build_parser().parse_args(
         ["train", "--stem", ",", "--pool", "cls", "--pre-norm", "true", "--vocab-size", "600"])
@@ -124,7 +127,7 @@ def test_the_options_that_are_named_make_a_model_that_can_be_exported(tmp_path):
     assert export.export(str(run), str(tmp_path / "to"), "hf").is_dir()
 
 
-@pytest.mark.parametrize("format", export.FORMATS)
+@pytest.mark.parametrize("format", ["openai", "open_clip", "hf"])
 def test_nothing_is_overwritten_or_half_written(tmp_path, monkeypatch, format):
     run = write_run(tmp_path / "run", CLIPS)
     for taken in ("file", "folder"):
@@ -145,3 +148,65 @@ def test_nothing_is_overwritten_or_half_written(tmp_path, monkeypatch, format):
     with pytest.raises(OSError, match="no space left"):
         export.export(str(run), str(tmp_path / "to"), format)
     assert listing(tmp_path) == before
+
+
+SMALL_TINY = replace(TINY, vision_width=48, text_width=48, embed_dim=32, vision_heads=2,
+                     text_heads=2, vision_layers=1, stem=(8, 8), vocab_size=600, context_length=9)
+
+
+@pytest.mark.parametrize("shape", [CLIPS, replace(SMALL_TINY, loss="sigmoid")],
+                         ids=["class token", "stem and mean"])
+def test_onnxruntime_gives_the_same(tmp_path, shape):
+    """Both towers, any number of images or texts, models that no other format can express."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    run = write_run(tmp_path / "run", shape)
+    path = export.export(str(run), str(tmp_path / "onnx"), "onnx")
+    assert listing(path) == ["README.md", "image.onnx", "preprocessor_config.json", "text.onnx",
+                             "tokenizer.json"]
+    model, tokenizer, _ = miniclip.load(run)
+    pixels, tokens = inputs(shape)
+    sessions = {side: runtime.InferenceSession(path / f"{side}.onnx", providers=[
+        "CPUExecutionProvider"]) for side in ("image", "text")}
+    assert torch.equal(tokenizer("! a dog"), miniclip.Tokenizer.load(path / "tokenizer.json")(
+        "! a dog"))
+    for count in (1, 4, 7):
+        for side, name, x, encode in (("image", "pixels", pixels, model.encode_image),
+                                      ("text", "tokens", tokens, model.encode_text)):
+            asked = x[:1].repeat(count, *[1] * (x.ndim - 1)) + (
+                torch.arange(count).view(-1, *[1] * (x.ndim - 1)) / 7 if side == "image" else 0)
+            found, = sessions[side].run([f"{side}_features"], {name: asked.numpy()})
+            with torch.no_grad():
+                expected = encode(asked, normalize=True)
+            assert found.shape == (count, shape.embed_dim)
+            assert (torch.from_numpy(found) - expected).abs().max() < 1e-4
+    card = (path / "README.md").read_text()
+    assert f"multiply it by {model.logit_scale.exp():.4f}" in card
+    assert ("and add" in card) == (shape.loss == "sigmoid")
+
+
+def test_onnx_without_its_packages_is_told(tmp_path, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    run = write_run(tmp_path / "run", CLIPS)
+    with pytest.raises(ValueError, match="two more packages: pip install onnx onnxscript"):
+        export.export(str(run), str(tmp_path / "onnx"), "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_what_the_card_says_of_texts(tmp_path):
+    """transformers mends less than openai/CLIP; mended first, all hard texts get our tokens."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed here")
+    run = write_run(tmp_path / "run", replace(ODD, context_length=77))
+    path = export.export(str(run), str(tmp_path / "hf"), "hf")
+    assert "texts = [clean(text) for text in texts]" in (path / "README.md").read_text()
+    tokenizer = miniclip.load(run)[1]
+    theirs = transformers.CLIPTokenizer.from_pretrained(path)
+
+    def differ(texts):
+        return [text for ours, found, text in zip(
+            tokenizer(texts), theirs(texts, truncation=True)["input_ids"], texts, strict=True)
+            if ours.tolist()[:len(found)] != found]
+
+    assert differ(HARD_TEXTS), "if none does, the card says too much"
+    assert not differ([clean(text) for text in HARD_TEXTS])
