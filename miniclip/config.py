@@ -95,7 +95,7 @@ class TrainConfig:
     limit: int = setting(0, "train on the first so many images of the split (0: all)")
     start_from: str = setting("", "begin with these weights: a run, a file or a Hub id", "--from")
     lock: str = setting("", "the tower that stays as it is: 'image' or 'text' (empty: none)")
-    unlock_last: int = setting(0, "blocks at the end of the locked tower that are trained yet")
+    unlock_last: int = setting(0, "last blocks of the locked tower that are trained all the same")
     steps: int = setting(1000, "optimiser steps; the learning-rate schedule depends on them")
     epochs: int = setting(0, "rounds through the images, in place of steps (0: steps)")
     batch_size: int = setting(128, "pairs in a batch, N: each sees N-1 negatives")

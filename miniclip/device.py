@@ -35,13 +35,15 @@ def described(device: torch.device) -> dict:
             "torch": torch.__version__}
 
 
+def uses_bf16(device: torch.device, precision: str = "auto") -> bool:
+    """precision: "auto" (where it is fast), or "bf16" or "float32", whether it is fast or not."""
+    return bf16_is_fast(device) if precision == "auto" else precision == "bf16"
+
+
 @contextmanager
 def fast_math(device: torch.device, precision: str = "auto"):
-    """Run the forward pass in bfloat16 where that is fast, with the device's fastest attention.
-
-    precision: "auto", or "bf16" or "float32", whether it is fast or not.
-    """
-    bf16 = bf16_is_fast(device) if precision == "auto" else precision == "bf16"
+    """Run the forward pass in bfloat16 where `uses_bf16`, with the device's fastest attention."""
+    bf16 = uses_bf16(device, precision)
     attention = nullcontext()
     if bf16 and device.type == "cpu":
         # On sequences this short, PyTorch's flash attention for CPUs takes four times as long in

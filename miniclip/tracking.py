@@ -11,6 +11,7 @@ from pathlib import Path
 
 from miniclip.config import TrainConfig
 from miniclip.files import append_row
+from miniclip.notices import one_line
 
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
@@ -28,7 +29,8 @@ def find_tracker(kind: str):
 class Journal:
     """Where a run's figures go.
 
-    After a kill, the steps that are run again are logged again: trackers can't take rows back.
+    After a kill, the steps that are run again are logged again: trackers can't take rows back. To
+    wandb and trackio a resumed run is a second run.
     """
 
     def __init__(self, folder: Path, config: TrainConfig):
@@ -36,10 +38,14 @@ class Journal:
         module = find_tracker(self.kind)
         if module is None:
             return
-        if self.kind == "tensorboard":
-            self.writer = module.SummaryWriter(folder / "tensorboard")
-        else:
-            self.writer = module.init(project="miniclip", name=folder.name, config=asdict(config))
+        try:
+            if self.kind == "tensorboard":
+                self.writer = module.SummaryWriter(folder / "tensorboard")
+            else:
+                self.writer = module.init(project="miniclip", name=folder.name,
+                                          config=asdict(config))
+        except Exception as error:  # of any tracker: not logged in, no network, …
+            raise ValueError(f"tracker {self.kind} can't start: {one_line(error)}") from error
 
     def row(self, row: dict):
         """One line of figures; `step` is among them."""

@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -29,7 +29,7 @@ from miniclip.data.batches import Batches, prefetch
 from miniclip.data.captions import sentence_numbers
 from miniclip.data.pairs import Pairs, load_pairs
 from miniclip.data.sources import Source
-from miniclip.device import described, fast_math, pick_device
+from miniclip.device import described, fast_math, pick_device, uses_bf16
 from miniclip.files import append_row, one_writer, write_text
 from miniclip.model import CLIP
 from miniclip.notices import notice
@@ -80,11 +80,15 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     find_tracker(config.tracker)
     if config.start_from and not (start or resume):
         start = load(config.start_from)
+    if config.lock and not (start or resume):
+        raise ValueError("lock keeps a tower as it is, and that of a new model is noise: name "
+                         "weights with --from")
     if start and model_config not in (None, start[0].config):
         raise ValueError("with a start, the model's shape is that of its weights")
     model_config = start[0].config if start else model_config or MODELS[config.model]
     pairs, held_out, config = prepare_data(config, model_config)
-    check_warmup(config)
+    if not resume:  # an older version's short runs may have one
+        check_warmup(config)
     if resume:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
     elif start:
@@ -124,7 +128,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
         steps = range(progress["step"], config.steps)
         begin = time.perf_counter() - progress["seconds"]
         recent = Recent()
-        with StopSignal() as stop, progress_bar(steps) as bar:
+        with closing(journal), StopSignal() as stop, progress_bar(steps) as bar:
             for step, pixels, tokens, ids, waited in prefetch(batches, steps):
                 share = schedule(step, config)
                 for optimizer in optimizers:
@@ -168,7 +172,6 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                         f"; go on with: miniclip train --run {quote(str(folder))} --resume")
                 recent = Recent()
 
-        journal.close()
         # The best weights, from the disk: what is measured and drawn is what a user will load.
         model, tokenizer, _ = checkpoint.load(folder, device)
         metrics = report(model, tokenizer, pairs, held_out, config, progress, device)
@@ -352,7 +355,7 @@ def in_short(row: dict) -> str:
 @torch.no_grad()
 def accuracy(image_features, text_features, ids) -> float:
     """Share of a batch's images (B, D) whose nearest text (B, D) is their own, or equal to it."""
-    nearest = (image_features @ text_features.T).argmax(1)  # (B,) texts, one per image
+    nearest = (image_features.float() @ text_features.float().T).argmax(1)  # (B,) texts
     own = torch.arange(len(nearest), device=nearest.device) if ids is None else ids
     return (own[nearest] == own).double().mean().item()
 
@@ -395,5 +398,6 @@ def report(model: CLIP, tokenizer: Tokenizer, pairs: Pairs, held_out: Pairs, con
         "best_by": "recall" if recall_tells(held_out) else "the last step",
         "steps": config.steps, "batch_size": config.batch_size,
         "seconds": round(progress["seconds"], 1), "peak_memory_mb": round(kilobytes / 1024),
-        "parameters": sum(p.numel() for p in model.parameters()), **described(device)}
+        "parameters": sum(p.numel() for p in model.parameters()), **described(device),
+        "bf16": uses_bf16(device, config.precision)}
     return metrics

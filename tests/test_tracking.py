@@ -56,6 +56,15 @@ def test_tensorboard_gets_its_folder(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("text_to_image/R@1")] == [(3, 7.0)]
 
 
+def test_a_tracker_that_can_not_start(tmp_path, monkeypatch):
+    def init(**_):
+        raise RuntimeError("not logged in:\nwandb login")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with pytest.raises(ValueError, match="tracker wandb can't start: not logged in: wandb login"):
+        Journal(tmp_path, TrainConfig(tracker="wandb"))
+
+
 @pytest.mark.parametrize("kind, module", [
     ("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb"), ("trackio", "trackio")])
 def test_a_tracker_that_is_not_installed(monkeypatch, kind, module):

@@ -30,6 +30,7 @@ from miniclip.data.hub import HubUnreachable
 from miniclip.device import bf16_is_fast, pick_device
 from miniclip.files import append_row, read_rows
 from miniclip.model import CLIP
+from miniclip.optim import schedule
 from miniclip.train import Diverged, train
 from miniclip.weights import checkpoint
 
@@ -271,8 +272,8 @@ def test_data_may_move_but_not_change_before_a_resume(tmp_path, folder, cache, c
     assert main([*resume, "--data", str(moved)]) == 2
     assert re.search(r"was trained on 45 images.* and 5 images.*; .*moved has 54 images.* and 6 "
                      "images.* now: start a new --run", capsys.readouterr().err)
-    assert main([*resume, "--data", str(moved), "--steps", "9"]) == 2
-    assert "leave out --steps" in capsys.readouterr().err
+    assert main([*resume, "--data", str(moved), "--warmup", "9"]) == 2
+    assert "leave out --warmup" in capsys.readouterr().err
 
 
 def test_on_few_images_the_last_weights_are_kept(tmp_path, folder, cache):
@@ -355,7 +356,7 @@ def test_a_stop_that_is_asked_for_while_a_step_is_logged_is_saved_first(tmp_path
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr("miniclip.train.LOG_EVERY", 3)
-    monkeypatch.setattr("miniclip.train.append_row", ask)
+    monkeypatch.setattr("miniclip.tracking.append_row", ask)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         train(replace(CONFIG, steps=50, eval_every=50), MODEL, tmp_path / "run", device="cpu")
     assert checkpoint.load_state(tmp_path / "run")["progress"]["step"] == 4
@@ -524,11 +525,12 @@ def test_settings_that_can_never_learn_are_refused_before_the_start(tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
-def test_a_few_steps_warm_up_in_a_tenth_of_them(tmp_path, capsys):
-    run = [*SMALL[:6], *SMALL[8:], "--run", str(tmp_path / "run"), "--steps", "30", "--json"]
-    assert main(["train", *run]) == 0
-    assert "fewer than the recipe's warm-up: it is 3 steps now" in capsys.readouterr().err
-    assert load_config(TrainConfig, tmp_path / "run/train.json").warmup == 3
+def test_a_few_steps_warm_up_in_a_tenth_of_them():
+    assert TrainConfig(steps=30).warmup_steps == 3 and TrainConfig(steps=4).warmup_steps == 0
+    assert TrainConfig(steps=5000).warmup_steps == 100
+    assert TrainConfig(steps=30, warmup=7).warmup_steps == 7
+    shares = [schedule(step, TrainConfig(steps=30)) for step in range(30)]
+    assert max(shares) == 1 and shares.index(1) in (2, 3)
 
 
 def test_a_training_that_collapses_says_so(tmp_path):

@@ -41,7 +41,6 @@ from .triton_tiles import (
     in_tiles,
     mean_weight,
     on,
-    once_is_safe,
     similarities,
     softmax_gradient,
     softmax_gradient_once,
@@ -81,12 +80,10 @@ def block_kernel(I, T, scale, pairs, r, c, G, tile,  # noqa: E741
     r_here = tl.load(r + rows, mask=rows < M, other=0.0)
     c_here = tl.load(c + columns, mask=(columns < N) & COLUMNS, other=0.0)
     distance = first_row + pairs.label_offset - first_column
-    safe = False
     if ONCE and COLUMNS:
         low = tl.minimum(tl.min(r_here), tl.min(c_here))
-        safe = once_is_safe(low, tl.max(r_here), tl.max(c_here))
-    if safe:
-        gradient = softmax_gradient_once(entries, row, column, distance, r_here, c_here, low)
+        gradient = softmax_gradient_once(entries, row, column, distance, r_here, c_here, low,
+                                         tl.max(r_here), tl.max(c_here))
     else:
         gradient = softmax_gradient(entries, row, column, distance, r_here, c_here, True, COLUMNS)
     G.store([first_row, first_column], (BOOST * gradient).to(G.dtype))  # nothing beyond the edge

@@ -63,7 +63,6 @@ SUMS_LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))  # one column 
 leave_out = gluon.jit(triton_tiles.leave_out.fn)
 softmax_gradient = gluon.jit(triton_tiles.softmax_gradient.fn)
 softmax_gradient_once = gluon.jit(triton_tiles.softmax_gradient_once.fn)
-once_is_safe = gluon.jit(triton_tiles.once_is_safe.fn)
 
 
 class Work(NamedTuple):
@@ -238,12 +237,10 @@ def epilogue(S, scale, r, c, pairs, first_row, first_column, G, buffer, BOTH: gl
     S = leave_out(S, first_row + row, first_column + column, pairs.M, pairs.N, pairs.label_offset,
                   pairs.image_ids, pairs.text_ids, RAGGED)
     distance = first_row + pairs.label_offset - first_column
-    safe = False
     if ONCE and BOTH:
         low = gl.minimum(gl.min(r, 0), gl.min(c, 0))
-        safe = once_is_safe(low, gl.max(r, 0), gl.max(c, 0))
-    if safe:
-        entries = BOOST * softmax_gradient_once(S, row, column, distance, r, c, low)
+        entries = BOOST * softmax_gradient_once(S, row, column, distance, r, c, low, gl.max(r, 0),
+                                                gl.max(c, 0))
     else:
         entries = BOOST * softmax_gradient(S, row, column, distance, r, c, True, BOTH)
     tma.store_wait(1)  # the last store but one is done: its buffer is free

@@ -7,7 +7,7 @@ The upper half of this file runs on the device, the lower half on the host.
 
 import math
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -129,25 +129,21 @@ def softmax_gradient(S, row, column, distance, r, c, ROWS: tl.constexpr, COLUMNS
 
 
 @triton.jit
-def softmax_gradient_once(S, row, column, distance, r, c, low):
+def softmax_gradient_once(S, row, column, distance, r, c, low, highest_r, highest_c):
     """`softmax_gradient` of rows and columns, with one exponential an entry instead of two.
 
         2^(S − r) + 2^(S − c) = 2^(S − low) · (2^(low − r) + 2^(low − c))
 
     What stands in brackets is a number for each row and each column. low: the least r or c of the
-    tile, so that both are at most 1. No entry is above its sums, so 2^(S − low) does not overflow
-    where `once_is_safe`.
+    tile, so that both are at most 1. No entry is above its sums. Where 2^(S − low) could overflow
+    all the same, the tile takes two exponentials.
     """
-    weights = tl.exp2(low - r)[:, None] + tl.exp2(low - c)[None, :]
-    G = tl.exp2(S - low) * weights
+    if tl.minimum(highest_r, highest_c) - low < 100:  # false for NaN too
+        G = tl.exp2(S - low) * (tl.exp2(low - r)[:, None] + tl.exp2(low - c)[None, :])
+    else:
+        G = tl.exp2(S - r[:, None]) + tl.exp2(S - c[None, :])
     pair = row[:, None] + distance == column[None, :]
     return tl.where(pair, G - 2, G)
-
-
-@triton.jit
-def once_is_safe(low, highest_r, highest_c):
-    """Whether every S − low of a tile is far enough below 2^128: false for NaN too."""
-    return tl.minimum(highest_r, highest_c) - low < 100
 
 
 # ------------------------------------------------------------------------------ on the host
@@ -225,14 +221,23 @@ def architecture(device):
 def tile_and_options(kernel, I, T):  # noqa: E741
     """→ the tile of a kernel for these features (M, D), (N, D), and the rest of its launch options.
     """
-    options = dict(launch_options(kernel, I.dtype, I.shape[1], architecture(I.device)))
+    (M, D), N = I.shape, T.shape[0]
+    return chosen(launch_options, kernel, I.dtype, M, N, D, architecture(I.device),
+                  torch.get_float32_matmul_precision())
+
+
+@lru_cache(maxsize=1024)
+def chosen(launch_options, kernel, dtype, M, N, D, architecture, precision):
+    """`tile_and_options`, cached: Python takes as long for it as for a launch."""
+    options = dict(launch_options(kernel, dtype, D, architecture))
     height = options.pop("BLOCK_M")
     width, depth = options.pop("BLOCK_N"), options.pop("BLOCK_K")
-    tf32 = torch.get_float32_matmul_precision() != "highest"  # PyTorch's own switch
-    ragged = bool(len(I) % height or len(T) % width)
-    return Tile(height, width, depth, I.shape[1], ragged, "tf32" if tf32 else "ieee"), options
+    tf32 = precision != "highest"  # PyTorch's own switch
+    ragged = bool(M % height or N % width)
+    return Tile(height, width, depth, D, ragged, "tf32" if tf32 else "ieee"), options
 
 
+@lru_cache(maxsize=1024)
 def constants(tile):
     """The tile as an argument of a launch, with each number a compile-time constant."""
     return Tile(*map(tl.constexpr, tile))

@@ -11,7 +11,6 @@ from miniclip.commands.shared import (
     MODEL_HELP,
     as_json,
     check_limit,
-    open_model,
     parse_bool,
     print_recalls,
 )
@@ -19,13 +18,14 @@ from miniclip.config import MODELS, PRESETS, ModelConfig, TrainConfig, load_conf
 from miniclip.data.hub import HubUnreachable
 from miniclip.data.pairs import load_pairs
 from miniclip.data.sources import Source
+from miniclip.device import pick_device
 from miniclip.notices import notice
 from miniclip.optim import schedule
 from miniclip.tasks.retrieval import retrieval
 from miniclip.train import train
 from miniclip.weights.average import average, check_alike, write_model
 from miniclip.weights.checkpoint import load_state
-from miniclip.weights.pretrained import load
+from miniclip.weights.pretrained import at_size, is_run, load
 from miniclip.weights.share import push
 
 DEFAULT = next(iter(PRESETS))
@@ -107,7 +107,7 @@ def run_train(arguments):
     if arguments.resume:
         metrics = train(*resumed(folder, settings, shape), **options)
     elif "start_from" in settings:
-        if named := shape.keys() - {"image_size", "quick_gelu"}:
+        if named := shape.keys() - {"image_size", "quick_gelu"} | settings.keys() & {"model"}:
             raise ValueError("--from takes the model's shape from its weights; leave out "
                              + options_of(named))
         start = load(settings["start_from"], **shape)
@@ -174,22 +174,34 @@ def run_average(arguments):
         raise ValueError("--plot draws recall on data: give --data")
     check_limit(arguments)
     names = arguments.first, arguments.second
-    a, b = (open_model(arguments, name) for name in names)
+    a, b = (open_either(arguments, name) for name in names)
+    at_size(a[0], b[0].config.image_size)
     check_alike(a, b, names)
     chosen = average(a[0], b[0], arguments.alpha)
     if arguments.out:
         write_model(chosen, a[1], Path(arguments.out))
-    sets = [load_pairs(Source.find(where), "validation", a[2].size, arguments.limit)
+    sets = [load_pairs(Source.find(where), "validation", b[2].size, arguments.limit)
             for where in arguments.data]
+    labels = [pairs.name for pairs in sets]
+    labels = [name if labels.count(name) == 1 else where
+              for name, where in zip(labels, arguments.data)]
     rows = []
     for step in range(11) if sets else ():
         model = average(a[0], b[0], step / 10)
         rows.append({"alpha": step / 10, "recall": {
-            pairs.name: mean_recall(retrieval(model, a[1], pairs)) for pairs in sets}})
+            label: mean_recall(retrieval(model, a[1], pairs))
+            for label, pairs in zip(labels, sets)}})
     if not as_json(arguments, {"first": names[0], "second": names[1], "rows": rows}):
         print_average(rows, arguments.out)
     if arguments.plot:
         plots.average_curve(rows, arguments.plot)
+
+
+def open_either(arguments, name: str):
+    """Weights, or the run that went on from them: only weights need --quick-gelu."""
+    folder = Path(name).expanduser()
+    quick_gelu = None if folder.is_dir() and is_run(folder) else arguments.quick_gelu
+    return load(name, pick_device(arguments.device), quick_gelu)
 
 
 def mean_recall(metrics: dict) -> float:

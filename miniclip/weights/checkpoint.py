@@ -85,7 +85,8 @@ def load(source, device: str | torch.device | None = None):
         model = CLIP(config)
     weights = folder / "model.safetensors"
     try:
-        model.load_state_dict(load_file(weights), assign=True)
+        model.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()},
+                              assign=True)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{weights} is damaged or not a safetensors file: {error}") from error
     except RuntimeError as error:  # torch lists every name over many lines

@@ -3,6 +3,7 @@
     a run's folder ──export──▶ openai | open_clip | hf | onnx
 """
 
+import importlib.util
 import json
 import logging
 import tempfile
@@ -47,7 +48,10 @@ tokens there. To get the same, mend them first:
 from miniclip.tokenizer import clean
 
 texts = [clean(text) for text in texts]
-```"""
+```
+
+(What remains is a long s, `ſ`, after an apostrophe; and `<|startoftext|>` or `<|endoftext|>` in a
+text, which transformers takes for the tokens of that name.)"""
 HOW = {
     "hf": "`transformers.CLIPModel.from_pretrained(FOLDER)`, and `CLIPTokenizer` and "
           "`CLIPImageProcessor` likewise." + TEXTS,
@@ -118,10 +122,11 @@ def export(run: str, path: str, format: str) -> Path:
 
 def write_folder(path: Path, format: str, model: CLIP, write) -> Path:
     """Let `write` fill a new folder, add the card, and give it its name: all of it or nothing."""
-    config, bias = model.config, model.logit_bias
+    config = model.config
+    bias = "" if model.logit_bias is None else f" and add {model.logit_bias.item():.4f}"
     how = HOW[format].format(
         size=config.image_size, length=config.context_length, width=config.embed_dim,
-        scale=model.logit_scale.exp().item(), bias="" if bias is None else f" and add {bias:.4f}")
+        scale=model.logit_scale.exp().item(), bias=bias)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         building = Path(folder) / path.name
         building.mkdir()
@@ -144,21 +149,19 @@ class UnitVectors(nn.Module):
 
 def write_onnx(model: CLIP, run: str, folder: Path):
     """Both towers → image.onnx and text.onnx, for any number of images or texts; the tokenizer."""
+    if not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
+        raise ValueError("the format onnx needs two more packages: pip install onnx onnxscript")
     config = model.config
     pixels = torch.zeros(2, 3, config.image_size, config.image_size)
     tokens = torch.ones(2, config.context_length, dtype=torch.int64)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     for side, tower, name, example in (("image", model.vision, "pixels", pixels),
                                        ("text", model.text, "tokens", tokens)):
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                torch.onnx.export(
-                    UnitVectors(tower), (example,), folder / f"{side}.onnx", dynamo=True,
-                    input_names=[name], output_names=[f"{side}_features"], external_data=False,
-                    dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False)
-        except ImportError as error:
-            raise ValueError("the format onnx needs two more packages: pip install onnx onnxscript"
-                             ) from error
+        with warnings.catch_warnings(action="ignore"):
+            torch.onnx.export(
+                UnitVectors(tower), (example,), folder / f"{side}.onnx", dynamo=True,
+                input_names=[name], output_names=[f"{side}_features"], external_data=False,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False)
     tokenizer = Path(run).expanduser() / "tokenizer.json"
     (folder / tokenizer.name).write_bytes(tokenizer.read_bytes())
     (folder / HF_PIXELS).write_text(json.dumps(hf_settings(config)[HF_PIXELS], indent=2))

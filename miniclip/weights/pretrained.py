@@ -72,7 +72,7 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
         file = path
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.pt)(?<!\.bin)(?<!\.safetensors)", name):
         file = fetch(name)
-        if is_run(file.parent):
+        if is_run(file.parent) and (file.parent / TOKENIZER).is_file():
             return load_run(file.parent, device, quick_gelu, image_size)
     else:
         raise ValueError(f"{name}: no such run folder or weights file, and no Hub id")
@@ -84,7 +84,7 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
             print(f"{name}: nothing says which GELU; using the exact one. OpenAI's weights need "
                   "load(…, quick_gelu=True)", file=sys.stderr)
         model = build(tensors, known)
-        model = at_size(model, image_size or model.config.image_size)
+        model = at_size(model, model.config.image_size if image_size is None else image_size)
         tokenizer = find_tokenizer(file.parent, model.config)
     except (ValueError, *BAD_GZIP) as error:
         raise ValueError(f"{name}: {error}") from error
@@ -101,7 +101,7 @@ def load_run(folder, device, quick_gelu: bool | None, image_size: int | None):
     if quick_gelu is not None:
         raise ValueError(f"{folder}: a run says itself which GELU it has; leave out quick_gelu")
     model, tokenizer, transform = checkpoint.load(folder, device)
-    size = image_size or transform.size
+    size = transform.size if image_size is None else image_size
     return at_size(model, size), tokenizer, Transform(size)
 
 
@@ -126,13 +126,17 @@ def fetch(repository: str) -> Path:
         paths = (try_to_load_from_cache(repository, name) for name in names)
         return next((Path(path) for path in paths if isinstance(path, str)), None)
 
-    if (file := cached(WEIGHTS)) and cached((*MERGES, TOKENIZER)):
+    def whole(file: Path) -> bool:  # an index comes before the files that it names
+        return not file.name.endswith(".index.json") or all(
+            cached([name]) for name in shards_of(file))
+
+    if (file := cached(WEIGHTS)) and cached((*MERGES, TOKENIZER)) and whole(file):
         return file
     nowhere = f"{repository}: no such run folder or weights file here, and"
     try:
         found = {file.rfilename for file in HfApi().model_info(repository, timeout=10).siblings}
     except Exception as error:  # of any network library; the message gives the reason
-        if file:
+        if file and whole(file):
             return file
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
             raise ValueError(f"{nowhere} no public model of that name on the Hub "
@@ -149,7 +153,7 @@ def fetch(repository: str) -> Path:
     files = [name for name in (*SETTINGS, *MERGES, TOKENIZER) if name in found]
     if chosen.endswith(".index.json"):
         files += shards_of(fetched(chosen))
-    return [fetched(name) for name in (*files, chosen)][-1]  # last: if it is cached, all is
+    return [fetched(name) for name in (*files, chosen)][-1]
 
 
 def read_settings(folder: Path) -> dict:

@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 from miniclip.config import ModelConfig, TrainConfig, load_config
 from miniclip.notices import one_line
 
-SHARED = ("model.safetensors", "config.json", "tokenizer.json", "train.json", "metrics.json",
-          "metrics.jsonl", "*.png")
+SHARED = ("model.safetensors", "config.json", "tokenizer.json", "metrics.json", "metrics.jsonl",
+          "*.png")
 CARD = """---
 license: {license}
 library_name: miniclip
@@ -47,7 +48,7 @@ def model_card(run: Path, repository: str, license: str) -> str:
     """README.md for the Hub, made of the run's own figures. ValueError for an unfinished run."""
     if not (run / "metrics.json").is_file():
         raise ValueError(f"{run} holds no metrics.json: only a run that has ended can be shared; "
-                         "miniclip train --resume ends it")
+                         f"miniclip train --run {run} --resume ends it")
     metrics = json.loads((run / "metrics.json").read_text())
     config = load_config(TrainConfig, run / "train.json")
     training = metrics["training"]
@@ -67,7 +68,8 @@ def model_card(run: Path, repository: str, license: str) -> str:
 
 def public_name(source: str) -> str:
     """A Hub id as it is; of a path on this machine only the last part."""
-    return source if not Path(source).exists() else Path(source).name
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not Path(source).exists()
+    return source if is_id else Path(source).name
 
 
 def push(run: str, repository: str, license: str, private: bool = False) -> str:
@@ -94,13 +96,21 @@ def push(run: str, repository: str, license: str, private: bool = False) -> str:
     if not (folder / "train.json").is_file():
         raise ValueError(f"{run} is no run's folder")
     load_config(ModelConfig, folder / "config.json")
-    card, api = model_card(folder, repository, license), HfApi()
+    config, api = load_config(TrainConfig, folder / "train.json"), HfApi()
+    settings = asdict(config) | {  # no paths of this machine
+        name: public_name(getattr(config, name)) for name in ("data", "start_from")}
+    written = {"train.json": json.dumps(settings, indent=2) + "\n",
+               "README.md": model_card(folder, repository, license)}
     try:
         api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.model_info(repository).private:
+            raise ValueError("it is there already, and public; make it private there, or leave "
+                             "out --private")
         api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(SHARED),
                           commit_message="A run of miniclip")
-        api.upload_file(repo_id=repository, path_in_repo="README.md",
-                        path_or_fileobj=card.encode(), commit_message="Its card")
+        for name, text in written.items():
+            api.upload_file(repo_id=repository, path_in_repo=name, path_or_fileobj=text.encode(),
+                            commit_message=f"Its {name}")
     except Exception as error:  # of any network library; the message gives the reason
         status = getattr(getattr(error, "response", None), "status_code", 0)
         denied = status in (401, 403) or isinstance(error, LocalTokenNotFoundError)

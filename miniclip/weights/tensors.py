@@ -25,7 +25,10 @@ IGNORED = {  # numbers and buffers that follow from the shape, in older files
 def shards_of(index: Path) -> list[str]:
     """The names of the files that an index names, each once."""
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError("names must be those of files beside it")
+        return sorted(names)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index.name} is no index of weights in several files: {error!r}"
                          ) from error
@@ -42,13 +45,9 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
             tensors |= read_file(file.parent / name)
     else:
         tensors = read_file(file)
-    around = []  # the names of wrappers, from the outermost
-    while isinstance(tensors, dict) and not any(map(torch.is_tensor, tensors.values())):
-        inner = next((key for key in WRAPPERS if isinstance(tensors.get(key), dict)), None)
-        if inner is None:
-            break
-        around.append(inner)
-        tensors = tensors[inner]
+    while isinstance(tensors, dict) and (key := next(
+            (key for key in WRAPPERS if isinstance(tensors.get(key), dict)), None)):
+        tensors = tensors[key]
     if not isinstance(tensors, dict):
         raise ValueError(f"a {type(tensors).__name__} in place of tensors and their names")
     if not any(map(torch.is_tensor, tensors.values())):

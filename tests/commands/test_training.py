@@ -94,6 +94,9 @@ def test_weights_of_others_are_trained_on(tmp_path):
     (["--from", "{base}", "--vision-width", "96"], "from its weights; leave out --vision-width"),
     (["--from", "{base}", "--image-size", "63"], "patch_size 8 must divide image_size 63"),
     (["--preset", "finetune"], "goes on from weights: name them with --from"),
+    (["--from", "{base}", "--model", "ViT-B/16"], "from its weights; leave out --model"),
+    (["--from", "{base}", "--image-size", "0"], "image_size"),
+    (["--lock", "image"], "that of a new model is noise: name weights with --from"),
     (["--lock", "both"], "lock is 'both'; it must be 'image' or 'text'"),
     (["--unlock-last", "1"], "unlock_last needs a tower that is locked"),
     (["--from", "{base}", "--lock", "image", "--unlock-last", "9"], "the image tower has 2 blocks"),
@@ -127,7 +130,9 @@ def test_a_locked_tower_stays_and_is_computed_once(base, tmp_path, monkeypatch, 
         return real(model, pixels, tokens)
 
     monkeypatch.setattr(miniclip.CLIP, "forward", counted)
-    run_of(tmp_path / "locked", "--from", base, "--lock", side, "--steps", "4")
+    monkeypatch.setattr("miniclip.train.LOG_EVERY", 1)
+    run_of(tmp_path / "locked", "--from", base, "--lock", side, "--steps", "4", "--precision",
+           "bf16")
     assert f"the {side} tower is locked: its features are computed" in capsys.readouterr().err
     assert seen == [(2, False) if side == "image" else (4, True)] * 4
     before, after = miniclip.load(base)[0].state_dict(), state_of(tmp_path / "locked")

@@ -21,7 +21,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from local_hub import local_hub
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small_weights import (
     CLIPS,
     NARROW,
@@ -593,7 +593,7 @@ def test_wrappers_of_every_kind(tmp_path, around):
     (tmp_path / "model.safetensors").unlink()
     tensors = hf_tensors(CLIPS)
     for name in reversed(around):
-        tensors = {"epoch": 3, "args": {"lr": 0.1}, name: tensors}
+        tensors = {"epoch": 3, "args": {"lr": 0.1}, "best": torch.tensor(0.7), name: tensors}
     torch.save(tensors, file)
     assert miniclip.load(file)[0].config == CLIPS
 
@@ -635,6 +635,31 @@ def test_weights_in_several_files(tmp_path, hub_cache, monkeypatch):
         found = miniclip.load("me/clip")[0]
     check_same(outputs(found, *inputs(CLIPS)), expected, 0)
     check_same(outputs(miniclip.load("me/clip")[0], *inputs(CLIPS)), expected, 0)  # all is cached
+
+
+def test_several_files_that_broke_off_are_fetched_again(tmp_path, hub_cache, monkeypatch):
+    """The index is there before the weights that it names."""
+    write_shards(tmp_path / "several")
+    files = {p.name: p.read_bytes() for p in (tmp_path / "several").iterdir()}
+    broken = "model-00001-of-00002.safetensors"
+    with serve(files, monkeypatch, broken=(broken,)), pytest.raises(HubUnreachable):
+        miniclip.load("me/clip")
+    with serve(files, monkeypatch):
+        assert miniclip.load("me/clip")[0].config == CLIPS
+
+
+@pytest.mark.parametrize("index", ['{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../x"}}'])
+def test_an_index_names_files_beside_it(tmp_path, index):
+    write_folder(tmp_path, CLIPS).unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert "names must be those of files beside it" in refusal(tmp_path)
+
+
+def test_a_run_in_half_precision_is_loaded_in_float32(tmp_path):
+    run = write_run(tmp_path / "run", ODD)
+    weights = load_file(run / "model.safetensors")
+    save_file({name: tensor.half() for name, tensor in weights.items()}, run / "model.safetensors")
+    assert {p.dtype for p in miniclip.load(run)[0].parameters()} == {torch.float32}
 
 
 def test_half_takes_float32_pixels(tmp_path):

@@ -1,6 +1,7 @@
 """A run on the Hub: what is sent, the card, what goes wrong; and `miniclip.load` reads it again."""
 
 import json
+import types
 
 import pytest
 from small_models import write_run
@@ -17,7 +18,8 @@ def recalls(value):
 @pytest.fixture
 def run(tmp_path):
     folder = write_run(tmp_path / "run")
-    save_config(TrainConfig(start_from=str(tmp_path / "run")), folder / "train.json")
+    save_config(TrainConfig(
+        start_from=str(tmp_path / "run"), data="/home/you/pairs"), folder / "train.json")
     (folder / "metrics.json").write_text(json.dumps({
         "image_to_text": recalls(10.0), "text_to_image": recalls(9.0), "images": 200,
         "captions": 1000, "training": {
@@ -34,6 +36,9 @@ def api(monkeypatch):
     asked = []
 
     class Api:
+        def model_info(self, repository):
+            return types.SimpleNamespace(private="public" not in repository)
+
         def create_repo(self, repository, private, exist_ok):
             asked.append(("create", repository, private))
 
@@ -52,11 +57,19 @@ def api(monkeypatch):
 
 def test_what_is_sent(run, api):
     assert push(run, "me/dogs", "mit", True) == "https://huggingface.co/me/dogs"
-    (_, name, private), (_, files), (readme, card) = api
+    (_, name, private), (_, files), (_, settings), (readme, card) = api
     assert (name, private, readme) == ("me/dogs", True, "README.md")
     assert files == ["config.json", "metrics.json", "model.safetensors", "retrieval.png",
-                     "tokenizer.json", "train.json"]
+                     "tokenizer.json"]
     assert card == model_card(run, "me/dogs", "mit")
+    sent = json.loads(settings)  # train.json, without the machine's paths
+    assert (sent["data"], sent["start_from"], sent["seed"]) == ("pairs", "run", 0)
+
+
+def test_what_is_public_does_not_become_private_by_itself(run, api):
+    with pytest.raises(ValueError, match="it is there already, and public"):
+        push(run, "me/public", "mit", True)
+    assert [kind for kind, *_ in api] == ["create"]
 
 
 def test_the_card_says_what_the_run_says(run):
