@@ -1,11 +1,15 @@
 """Tests of miniclip/model.py: sizes of the published models, and every part against plain maths."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from miniclip_kernels import clip_loss
+from small_weights import NARROW, inputs
 
 from miniclip.config import MODELS, TINY, ModelConfig
 from miniclip.model import (
@@ -398,3 +402,29 @@ def test_dense_embeddings(pool):
             tokens = model.vision.blocks[-1](tokens)
         own = model.vision.norm_post(tokens) @ model.vision.projection
         assert torch.allclose(dense.flatten(1, 2), own, atol=1e-5)
+
+
+def test_lora_through_peft():
+    """README's recipe: a hundredth of the weights is trained, and merged into a plain model."""
+    peft = pytest.importorskip("peft")
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    recipe = re.search(r"LoraConfig\(.*?\)", readme, re.DOTALL)[0]
+    model = CLIP(NARROW).init_weights(torch.Generator().manual_seed(0))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lora = peft.get_peft_model(model, eval(recipe, {"LoraConfig": peft.LoraConfig}))
+    trained = [p for p in lora.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-2)
+    pixels, tokens = inputs(NARROW)
+    losses = []
+    for _ in range(30):
+        loss = clip_loss(*lora(pixels, tokens))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+    merged = lora.merge_and_unload()
+    assert isinstance(merged, CLIP) and merged.state_dict().keys() == before.keys()
+    changed = {name for name, tensor in merged.state_dict().items() if not torch.equal(
+        tensor, before[name])}
+    assert changed and all(name.endswith(".weight") for name in changed)

@@ -16,22 +16,25 @@ from pathlib import Path
 
 from miniclip.data.columns import choose, image_of, texts_of
 from miniclip.data.images import IMAGE_SUFFIXES
-from miniclip.data.splits import standard
+from miniclip.data.splits import split_in, standard
 from miniclip.notices import notice
 
 Row = tuple[str, list[str], str]
-SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".token")
 TOKEN_LINE = re.compile(r"(.+?)#\d+\t(.*)")  # name.jpg#0<TAB>A child in a pink dress …
+NAME_FIRST = re.compile(  # 0.jpg<TAB>A dog, a cat
+    rf'\s*"?[^,\t;|"]+(?:{"|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))})"?\s*?([,\t;|])', re.I)
 FORM = "image,caption (quote a caption that has a comma)"
 
 
 def read_caption_file(file: Path, image_key: str = "", caption_key: str = "") -> list[Row]:
     """Every row of a file, in its order. ValueError, in one line, says what is wrong with it."""
     text = read_any_text(file)
-    if file.suffix == ".json":
+    if file.suffix.lower() == ".json":
         rows = json_rows(parsed(text, file), file, image_key, caption_key)
-    elif file.suffix in (".jsonl", ".ndjson"):
-        lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    elif file.suffix.lower() in (".jsonl", ".ndjson"):
+        # Not splitlines: JSON's texts may hold U+2028 and U+0085, which it takes for line ends.
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         rows = table_rows([parsed(line, f"{file}, line {n}") for n, line in lines], file, image_key,
                           caption_key)
     elif TOKEN_LINE.match(text) or "token" in file.name:
@@ -78,16 +81,25 @@ def csv_rows(text: str, file: Path, image_key: str, caption_key: str) -> Iterato
     A file of two columns whose first line begins with an image's name needs no header.
     """
     delimiter = delimiter_of(text)
-    try:
-        table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter,
-                           skipinitialspace=True, strict=True)
-        rows = [(table.line_num, row) for row in table if row]
-    except csv.Error as error:  # a quote never closed swallows all that follows
-        raise ValueError(f"{file}, line {table.line_num}: {error}; an open quote?") from error
+    quotings = (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if delimiter in "\t|" else (csv.QUOTE_MINIMAL,)
+    for quoting in quotings:  # between tabs or bars a quote is often part of the text: "Stop" sign
+        try:
+            table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting,
+                               skipinitialspace=True, strict=True)
+            rows = [(table.line_num, row) for row in table if row]
+            break
+        except csv.Error as error:  # a quote never closed swallows all that follows
+            told = ValueError(f"{file}, line {table.line_num}: {error}; an open quote?")
+    else:
+        raise told
     if not rows:
         raise ValueError(f"{file} must begin with a header such as image,caption; found: an empty "
                          "file")
     header = [name.strip() for name in rows[0][1]]
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{file} has {header.count(twice[0])} columns named {twice[0]!r}; number "
+                         "them: caption_0, caption_1")
     if len(header) == 2 and Path(header[0]).suffix.lower() in IMAGE_SUFFIXES:
         header = ["image", "caption"]
     else:
@@ -107,7 +119,9 @@ def csv_rows(text: str, file: Path, image_key: str, caption_key: str) -> Iterato
 
 def delimiter_of(text: str) -> str:
     """The one that the first line has most of; of equals, and in doubt, the comma."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    if named := NAME_FIRST.match(first):  # no header: the captions' own commas don't count
+        return named[1]
     return max(",\t;|", key=lambda mark: (first.count(mark), mark == ","))
 
 
@@ -143,6 +157,11 @@ def json_rows(data, file: Path, image_key: str, caption_key: str) -> Iterator[Ro
         return karpathy_rows(data, file)
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         return table_rows(data["data"], file, image_key, caption_key)
+    if isinstance(data, dict) and data and all(
+            split_in(name) and isinstance(rows, list) and rows and isinstance(rows[0], dict)
+            for name, rows in data.items()):  # {"train": [rows], "val": [rows]}
+        return ((name, captions, split or split_in(key)) for key, rows in data.items()
+                for name, captions, split in table_rows(rows, file, image_key, caption_key))
     if isinstance(data, dict):
         return ((name, texts_of(captions, f"{file}, {name}"), "")
                 for name, captions in data.items())
@@ -153,11 +172,13 @@ def json_rows(data, file: Path, image_key: str, caption_key: str) -> Iterator[Ro
 def coco_rows(data: dict, file: Path) -> Iterator[Row]:
     """COCO's captions: images with an id and a name, annotations that name the image's id."""
     try:
-        captions = {image["id"]: [] for image in data["images"]}
+        captions: dict = {image["id"]: [] for image in data["images"]}
         for annotation in data["annotations"]:
             if annotation["image_id"] in captions:
-                captions[annotation["image_id"]].append(annotation["caption"])
-        return iter([(image["file_name"], captions[image["id"]], "") for image in data["images"]])
+                captions[annotation["image_id"]] += texts_of(
+                    annotation["caption"], f"{file}, image {annotation['image_id']}")
+        return iter([(str(image["file_name"]), captions[image["id"]], "")
+                     for image in data["images"]])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: COCO's captions need images with id and file_name, annotations "
                          f"with image_id and caption; missing: {error}") from None
@@ -168,7 +189,8 @@ def karpathy_rows(data: dict, file: Path) -> Iterator[Row]:
     try:
         return iter([
             (str(Path(image.get("filepath", "")) / image["filename"]),
-             [sentence["raw"] for sentence in image["sentences"]], standard(image.get("split", "")))
+             texts_of(image["sentences"], f"{file}, {image['filename']}"),
+             standard(image.get("split", "")))
             for image in data["images"]])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: images need filename and sentences with raw; missing: {error}"

@@ -49,7 +49,7 @@ def choose(names: list[str], where: str, image_key: str = "", caption_key: str =
     if unknown := [name for name in captions if name not in names]:
         raise missing(f"the column {unknown[0]!r} of captions")
     for stem in CAPTIONS:
-        fits = re.compile(rf"{stem}s?[_ ]?\d*")
+        fits = re.compile(rf"{stem}s?[_ .-]?\d*")
         captions = captions or [plain[name] for name in sorted(plain)
                                 if fits.fullmatch(name) and plain[name] != image]
     if not captions:

@@ -21,12 +21,14 @@ from miniclip.data.columns import texts_of
 from miniclip.data.images import IMAGE_SUFFIXES
 from miniclip.data.splits import held_out, split_in
 from miniclip.files import read_text
+from miniclip.notices import notice
 
 # Of several files the first of these; then any single other one.
 PREFERRED = ("captions.csv", "captions.txt", "captions.tsv", "captions.jsonl", "captions.json",
              "Flickr8k.token.txt", "metadata.csv", "metadata.jsonl", "results.csv")
 NO_CAPTIONS = ("dataset_info", "dataset_dict", "state", "config", "package", "requirements",
-               "classnames", "readme", "license", "instances", "_stats")
+               "classnames", "readme", "license", "instances", "_stats", "person_keypoints",
+               "image_info", "stuff_", "panoptic_", "tokenizer")
 IMAGE_FOLDERS = ("", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset",
                  "flickr30k_images", "flickr30k-images")
 FLICKR8K = {"train": "train", "validation": "dev", "test": "test"}  # Flickr_8k.devImages.txt, …
@@ -61,13 +63,33 @@ class ImageFolder:
                 found = {split: [captions.get(name, (name, self.files.find(name), []))
                                  for name in names] for split, names in named.items()}
                 return found | {"all": list(captions.values())}
-            found = {"train": list(captions.values())}
+            found = self.by_folder(list(captions.values()))
         everything = [row for rows in found.values() for row in rows]
-        if set(found) == {"train"}:
-            kept = held_out(name for name, _, _ in everything)
-            found = {"train": [row for row in everything if row[0] not in kept],
-                     "validation": [row for row in everything if row[0] in kept]}
+        if {"train", "validation"} <= set(found):
+            held = {path for _, path, _ in found["validation"] if path}
+            kept = [row for row in found["train"] if row[1] not in held]
+            if len(kept) < len(found["train"]):
+                notice(f"{self.where}: {len(found['train']) - len(kept):,} images are in train and "
+                       "in validation; they are left out of train")
+                found["train"] = kept
+        if "train" in found and "validation" not in found:
+            rows = found["train"]
+            kept = held_out(name for name, _, _ in rows)
+            found = found | {"train": [row for row in rows if row[0] not in kept],
+                             "validation": [row for row in rows if row[0] in kept]}
         return found | {"all": everything}
+
+    def by_folder(self, rows: list[FolderRow]) -> dict[str, list[FolderRow]]:
+        """The splits that the images' own folders name (images/val/0.jpg), else all for train."""
+        found: dict[str, list[FolderRow]] = {}
+        for row in rows:
+            where = os.path.relpath(row[1], self.root) if row[1] else row[0].replace("\\", "/")
+            said = filter(None, map(split_in, Path(where).parts[:-1]))
+            found.setdefault(next(said, ""), []).append(row)
+        if "train" not in found:
+            return {"train": rows}
+        found["train"] += found.pop("", [])
+        return found
 
     @cached_property
     def files(self) -> "ImageFiles":
@@ -81,8 +103,15 @@ class ImageFolder:
         if parts := {path: split for path in tables if (split := split_in(path.stem))}:
             found: dict[str, list[FolderRow]] = {}
             for path, split in parts.items():
-                for rows in self.from_table(path).values():
-                    found.setdefault(split, []).extend(rows)
+                try:
+                    table = self.from_table(path, split)
+                except ValueError as error:
+                    if split != "test":
+                        raise
+                    notice(f"{error}; left out")  # a contest's test.csv has no captions
+                    continue
+                for inner, rows in table.items():  # a column speaks before a name
+                    found.setdefault(inner or split, []).extend(rows)
             return found
         if tables:
             return self.from_table(one_of(tables, where))
@@ -104,21 +133,28 @@ class ImageFolder:
             f"with image,caption; metadata.jsonl; COCO's JSON), or with a .txt beside each; found: "
             f"{listed}")
 
-    def from_table(self, file: Path) -> dict[str, list[FolderRow]]:
-        """One file of captions: rows of the same image are put together."""
+    def from_table(self, file: Path, otherwise: str = "train") -> dict[str, list[FolderRow]]:
+        """One file of captions: rows of the same image are put together.
+
+        otherwise: the split of rows that name none, where others do.
+        """
         self.tables.append(file)
         found: dict[str, dict[str, FolderRow]] = {}
         rows = read_caption_file(file, self.image_key, self.caption_key)
         if addresses := [name for name, _, _ in rows if name.startswith(("http:", "https:"))]:
             raise ValueError(f"{file} names addresses such as {addresses[0]:.60}; images must lie "
                              "on this disk: `img2dataset` fetches them")
-        for name, captions, split in rows:
+        said = {name: split for name, _, split in rows if split}
+        for name, captions, split in rows:  # a row without a split has its image's
+            split = split or said.get(name, otherwise if said else "")
             row = found.setdefault(split, {}).get(name)
             if row is None:
-                row = found[split][name] = (name, self.files.find(name), [])
+                path = self.files.find(name)
+                if path and (other := self.files.given.setdefault(path, name)) != name:
+                    raise ValueError(f"{file}: {other!r} and {name!r} both lead to {path}; is one "
+                                     "of them missing, or one image named in two ways?")
+                row = found[split][name] = (name, path, [])
             row[2].extend(captions)
-        if len(found) > 1 and "" in found:  # some rows without a split
-            found.setdefault("train", {}).update(found.pop(""))
         return {split: list(rows.values()) for split, rows in found.items()}
 
     def beside(self) -> Iterator[FolderRow]:
@@ -134,18 +170,20 @@ class ImageFolder:
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{info} is no JSON: {error}") from None
             if text.is_file() or info.is_file():
+                self.tables.append(text if text.is_file() else info)  # a change of it is noticed
                 yield os.path.relpath(path, self.root), path, captions
 
 
 def caption_files(root: Path) -> list[Path]:
     """Files that may hold captions: in the folder, or in `annotations/`; no text of one image."""
     found = []
-    for path in sorted([*root.iterdir(), *root.glob("annotations/*")]):
+    paths = [*root.iterdir(), *root.glob("annotations/*")]
+    images = {path.with_suffix("") for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+    for path in sorted(path for path in paths if path.suffix.lower() in SUFFIXES):
         lower = path.name.lower()
-        known = path.suffix != ".txt" or split_in(path.stem) or any(
+        known = path.suffix.lower() != ".txt" or split_in(path.stem) or any(
             word in lower for word in ("caption", "token", "result", "annotation"))
-        single = any(path.with_suffix(suffix).exists() for suffix in IMAGE_SUFFIXES)
-        if (path.is_file() and path.suffix.lower() in SUFFIXES and known and not single
+        if (known and path.with_suffix("") not in images and path.is_file()
                 and not lower.startswith((".", "flickr_8k."))
                 and not any(word in lower for word in NO_CAPTIONS)):
             found.append(path)
@@ -170,15 +208,22 @@ class ImageFiles:
 
     def __init__(self, root: Path):
         self.root = root
+        self.folders = [os.path.join(root, f) for f in IMAGE_FOLDERS if (root / f).is_dir()]
+        self.given: dict[str, str] = {}  # path → the name that a table gave it
 
     @cached_property
     def paths(self) -> list[str]:
         """All image files, not in hidden folders."""
         found = []
-        for folder, inner, names in os.walk(self.root):
+        walked = set()
+        for folder, inner, names in os.walk(self.root, followlinks=True):
             inner[:] = sorted(name for name in inner if not name.startswith("."))
+            if (real := os.path.realpath(folder)) in walked:  # a link to a folder above
+                inner.clear()
+                continue
+            walked.add(real)
             found += [os.path.join(folder, name) for name in names
-                      if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+                      if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."]
         return found
 
     @cached_property
@@ -197,10 +242,10 @@ class ImageFiles:
         Besides the name as it is: backslashes for slashes, another case, another form of the same
         letters (macOS writes é as two characters), a folder too many or too few, no suffix.
         """
-        for folder in IMAGE_FOLDERS if name else ():
-            path = self.root / folder / name  # an absolute name is taken as it is
+        for folder in self.folders if name else ():
+            path = os.path.join(folder, name)  # an absolute name is taken as it is
             if os.path.isfile(path):
-                return str(path)
+                return os.path.normpath(path)
         wanted = plain(name)
         while wanted:
             if self.by_name.get(wanted):

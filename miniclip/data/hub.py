@@ -43,7 +43,13 @@ def telling(where: str, split: str, on_hub: bool):
         yield
     except pyarrow.ArrowException as error:  # Arrow says what is wrong, but not where
         raise ValueError(f"{where}, {split}, can't be read: {one_line(error)}") from error
-    except (ValueError, HubUnreachable):
+    except HubUnreachable:
+        raise
+    except ValueError as error:
+        if "Config name is missing" in str(error):
+            names = str(error).partition("[")[2].partition("]")[0]
+            raise ValueError(f"{where} has several configurations: {names}; name one: --data "
+                             f"{where}:NAME") from error
         raise
     except Exception as error:  # the Hub answered, but its files are refused or broke off
         if not on_hub:

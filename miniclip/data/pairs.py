@@ -28,7 +28,7 @@ from miniclip.data.images import decode
 from miniclip.data.sources import Source
 from miniclip.data.splits import standard
 
-CACHE_VERSION = 5  # raise it when the same source would give other pixels or captions
+CACHE_VERSION = 6  # raise it when the same source would give other pixels or captions
 DAY = 24 * 60 * 60  # seconds
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from miniclip.data import drawing, scenes
 from miniclip.data.caption_files import SUFFIXES
-from miniclip.data.folders import ImageFolder
+from miniclip.data.folders import ImageFiles, ImageFolder
 from miniclip.data.splits import unknown_split
 from miniclip.data.tables import parquet_files, table_rows
 
@@ -53,7 +53,7 @@ class Source:
             return cls("shapes", "shapes", **keys)
         if path.exists():
             return cls(kind_of(path), str(path.resolve()), **keys)
-        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
+        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", text):  # perhaps :CONFIGURATION
             return cls("hub", text, **keys)
         raise ValueError(f"--data {text}: no such folder; give 'shapes', a folder or a Hub id "
                          f"such as {HUB_DEFAULT}")
@@ -74,6 +74,8 @@ class Source:
         else:
             paths = set(map(str, parquet_files(root) if self.kind == "parquet" else
                             filter(Path.is_file, root.rglob("*"))))
+            if root.is_dir():  # a table may name images beside it
+                paths |= set(ImageFiles(root).paths)
         stats = {path: os.stat(path) for path in paths}
         files = [f"{p} {stats[p].st_size} {stats[p].st_mtime_ns}" for p in sorted(paths)]
         return "\n".join(keys + files)

@@ -1,7 +1,8 @@
 """Parquet, the Hub's sets, and what `datasets` saved to a disk, read by `datasets`, row by row."""
 
+import glob
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from miniclip.data.columns import Columns, choose, image_of, texts_of
@@ -15,20 +16,22 @@ def table_rows(source, split: str) -> Iterator[tuple[str, object, list[str]]]:
     what is read is fetched. Errors are told in one line."""
     with telling(source.where, split, source.kind == "hub"):
         if source.kind == "hub":
-            check_hub(source.where, source.explicit)
+            check_hub(source.where.partition(":")[0], source.explicit)
         tables = opened(source)
-        named = {standard(name): table for name, table in tables.items()}
-        first = next(iter(named.values()))
-        columns = choose(list(first.column_names or []), source.where, source.image_key,
-                         source.caption_key)
-        if columns.split:
-            rows = by_column(named, columns, split, source.where)
+        named: dict[str, list] = {}  # of one name several: "train" and "restval"
+        for name, table in tables.items():
+            named.setdefault(standard(name), []).append(table)
+        first = named.get(split, named.get("train", list(tables.values())))[0]
+        names = list(first.column_names or next(iter(first), {}))  # a streamed CSV has none
+        columns = choose(names, source.where, source.image_key, source.caption_key)
+        if columns.split and len(named) == 1:  # else the tables' own names say it
+            rows = by_column(tables, columns, split, source.where)
         elif split in named:
-            rows = iter(named[split])
+            rows = chain.from_iterable(named[split])
             if split == "train" and "validation" not in named:
                 rows = parted(rows, columns, False, source.where)
         elif split == "validation" and "train" in named:
-            rows = parted(iter(named["train"]), columns, True, source.where)
+            rows = parted(chain.from_iterable(named["train"]), columns, True, source.where)
         else:
             raise unknown_split(split, source.where, {*tables, *(
                 ("validation",) if "train" in named else ())})
@@ -41,9 +44,12 @@ def opened(source) -> dict:
 
     if source.kind == "saved":
         found = datasets.load_from_disk(source.where)
-        tables = dict(found) if isinstance(found, dict) else {"train": found}
+        found = found if isinstance(found, dict) else {"train": found}
+        # As streams: Dataset.cast would write a copy of everything into this very folder.
+        tables = {name: table.to_iterable_dataset() for name, table in found.items()}
     elif source.kind == "hub":
-        tables = dict(datasets.load_dataset(source.where, streaming=True))
+        repository, _, configuration = source.where.partition(":")
+        tables = dict(datasets.load_dataset(repository, configuration or None, streaming=True))
     else:
         tables = dict(datasets.load_dataset("parquet", data_files=shards(Path(source.where)),
                                             streaming=True))
@@ -57,14 +63,20 @@ def parquet_files(root: Path) -> list[Path]:
     """In the folder itself, or in `data/`, where a copy of a Hub set has them; or this one file."""
     if root.is_file():
         return [root]
-    return sorted(root.glob("*.parquet")) or sorted(root.glob("data/*.parquet"))
+    for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet"):  # the last: train/0000.parquet
+        found = sorted(p for p in root.glob(pattern) if not p.name.startswith("."))
+        if pattern != "*/*.parquet" or all(split_in(p.parent.name) for p in found):
+            if found:
+                return found
+    return []
 
 
 def shards(root: Path) -> dict[str, list[str]]:
     """{split: files}: by their names; where no name says a split, all are `train`."""
     found: dict[str, list[str]] = {}
     for path in parquet_files(root):
-        found.setdefault(split_in(path.stem) or "", []).append(str(path))
+        found.setdefault(split_in(path.stem) or split_in(path.parent.name) or "", []).append(
+            glob.escape(str(path)))  # `datasets` takes names for patterns
     unnamed = found.pop("", [])
     return found or {"train": unnamed}
 
@@ -87,11 +99,15 @@ def by_column(tables: dict, columns: Columns, split: str, where: str) -> Iterato
     seen: set[str] = set()
     for table in tables.values():
         for row in table:
-            name = standard(str(row[columns.split]))
+            name = standard(str(row[columns.split] or "").strip())
             seen.add(name)
             if name == split:
                 yield row
     if split not in seen:
+        if seen <= {"", "train"}:
+            raise ValueError(f"{where}: its column {columns.split!r} names no {split}, only "
+                             f"{' and '.join(sorted(map(repr, seen)))}; without that column "
+                             "a tenth would be held out")
         raise unknown_split(split, where, seen)
 
 

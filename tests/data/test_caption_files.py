@@ -72,6 +72,20 @@ def test_a_column_of_splits(tmp_path):
         "train", "validation", ""]
 
 
+def test_forms_that_were_once_misread(tmp_path):
+    for name, content, expected in (
+            ("a.txt", "0.jpg\tA dog, a cat, a bird\n", [("0.jpg", ["A dog, a cat, a bird"], "")]),
+            ("a.tsv", 'image\tcaption\n0.jpg\t"Stop" sign\n', [("0.jpg", ['"Stop" sign'], "")]),
+            ("a.jsonl", '{"image": "0.jpg", "text": "a\u2028b\u0085c"}\n',
+             [("0.jpg", ["a\u2028b\u0085c"], "")]),
+            ("A.JSON", '{"0.jpg": "a"}', [("0.jpg", ["a"], "")]),
+            ("a.json", '{"train": [{"image": "0.jpg", "text": "a"}], "val": [{"image": "1.jpg",'
+                       ' "text": "b"}]}', [("0.jpg", ["a"], "train"), ("1.jpg", ["b"],
+                                                                       "validation")]),
+            ("a.csv", "image,caption.0,caption.1\n0.jpg,a,b\n", [("0.jpg", ["a", "b"], "")])):
+        assert read_caption_file(written(tmp_path, name, content)) == expected
+
+
 def test_windows_letters_are_read_and_told(tmp_path, capsys):
     found = read_caption_file(written(tmp_path, "captions.csv",
                                       "image,caption\n0.jpg,a café – “red”\n".encode("cp1252")))
@@ -94,6 +108,9 @@ def test_one_broken_row_of_a_thousand_is_left_out_and_told(tmp_path, capsys):
     ("captions.csv", "a,b\n1,2\n", "needs a column of images, such as image; found: a, b"),
     ("captions.csv", "image,words\n0.jpg,2\n", "needs a column of captions.*found: image, words"),
     ("captions.csv", COMMA + "1.jpg,a, b\n", r"line 5: expected image,caption \(quote a caption"),
+    ("captions.csv", "image,caption,caption\n0.jpg,a,b\n", "2 columns named 'caption'; number"),
+    ("captions.json", '{"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, '
+                      '"caption": 7}]}', "image 1: captions must be text; found: 7"),
     ("captions.csv", "", "must begin with a header such as image,caption; found: an empty file"),
     ("captions.csv", "image,caption\n", "holds no captions; expected rows of the form"),
     ("captions.csv", b"image,caption\n0.jpg,\x81\n", "is not UTF-8 text"),

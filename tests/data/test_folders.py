@@ -73,7 +73,8 @@ def test_cocos_folders(folder):
         data = {"images": [{"id": i, "file_name": f"{i}.jpg"} for i in part],
                 "annotations": [{"image_id": i, "caption": CAPTIONS[f"{i}.jpg"][0]} for i in part]}
         (folder / f"annotations/captions_{split}.json").write_text(json.dumps(data))
-        (folder / f"annotations/instances_{split}.json").write_text("{}")  # boxes, no captions
+        for other in ("instances", "person_keypoints", "image_info"):  # no captions
+            (folder / f"annotations/{other}_{split}.json").write_text('{"images": []}')
     check(folder, "train", [f"{i}.jpg" for i in range(8)])
     check(folder, "validation", [f"{i}.jpg" for i in range(8, 12)])
 
@@ -150,3 +151,95 @@ def test_one_image_is_for_training(images):
     (images / "captions.csv").write_text("image,caption\n0.jpg,a\n")
     found = ImageFolder(images).splits
     assert len(found["train"]) == 1 and not found["validation"]
+
+
+def all_names(folder, split):
+    return sorted(name for name, _, _ in ImageFolder(folder).splits[split])
+
+
+def test_the_images_own_folders_name_their_splits(folder):
+    """captions.csv beside train/ and val/; and texts beside images in images/train, images/val."""
+    for split, part in (("train", range(8)), ("val", range(8, 12))):
+        write_images(folder / split, part)
+    (folder / "captions.csv").write_text(table(NAMES))
+    assert all_names(folder, "validation") == ["10.jpg", "11.jpg", "8.jpg", "9.jpg"]
+    assert len(all_names(folder, "train")) == 8
+    (folder / "captions.csv").unlink()
+    (folder / "images").mkdir()
+    for split in ("train", "val"):
+        (folder / split).rename(folder / "images" / split)
+        for path in (folder / "images" / split).glob("*.jpg"):
+            path.with_suffix(".txt").write_text(CAPTIONS[path.name][0])
+    assert len(all_names(folder, "validation")) == 4 and len(all_names(folder, "train")) == 8
+
+
+def test_a_column_of_splits_speaks_before_the_files_name(images):
+    rows = [f'{name},"{CAPTIONS[name][0]}",{"val" if i < 3 else "train"}'
+            for i, name in enumerate(NAMES)]
+    (images / "train_val_test.csv").write_text("\n".join(["image,caption,split", *rows]))
+    check(images, "validation", NAMES[:3])
+    check(images, "train", NAMES[3:])
+
+
+def test_a_column_of_splits_that_is_filled_only_once_an_image(images):
+    (images / "captions.csv").write_text(
+        "image,caption,split\n0.jpg,a,val\n0.jpg,b,\n1.jpg,c,train\n1.jpg,d,\n2.jpg,e,\n")
+    found = ImageFolder(images).splits
+    assert [(name, texts) for name, _, texts in found["validation"]] == [("0.jpg", ["a", "b"])]
+    assert [(name, texts) for name, _, texts in found["train"]] == [
+        ("1.jpg", ["c", "d"]), ("2.jpg", ["e"])]
+
+
+def test_an_image_of_both_splits_is_left_out_of_train(images, capsys):
+    (images / "train.csv").write_text(table(NAMES[:8]))
+    (images / "val.csv").write_text(table(NAMES[6:]))
+    check(images, "train", NAMES[:6])
+    check(images, "validation", NAMES[6:])
+    assert "2 images are in train and in validation; they are left out" in capsys.readouterr().err
+
+
+def test_two_names_of_one_file_are_told(folder):
+    """val/0001.jpg is not unpacked: its caption must not go to train/0001.jpg."""
+    write_images(folder / "train", [0])
+    (folder / "captions.csv").write_text("image,caption\ntrain/0.jpg,a dog\nval/0.jpg,a cat\n")
+    with pytest.raises(ValueError, match="'train/0.jpg' and 'val/0.jpg' both lead to .*0.jpg; is"):
+        ImageFolder(folder).read(folder)
+
+
+def test_a_tenth_is_held_out_beside_a_test_split_too(images, capsys):
+    (images / "train.csv").write_text(table(NAMES[:10]))
+    (images / "test.csv").write_text(table(NAMES[10:]))
+    assert [len(all_names(images, split)) for split in ("train", "validation", "test")] == [9, 1, 2]
+    (images / "test.csv").write_text("image,id\n10.jpg,1\n")  # a contest's: no captions
+    assert "test" not in ImageFolder(images).splits
+    assert "test.csv needs a column of captions" in (said := capsys.readouterr().err)
+    assert "left out" in said
+
+
+def test_what_macos_and_links_leave_in_folders(folder):
+    write_images(folder / "disk", range(3))
+    for i in range(3):
+        (folder / f"disk/{i}.txt").write_text(CAPTIONS[f"{i}.jpg"][0])
+    for name in ("._0.jpg", "._0.txt"):
+        (folder / "disk" / name).write_bytes(b"\0\5\x16\7\x81")
+    data = folder / "data"
+    data.mkdir()
+    (data / "linked").symlink_to(folder / "disk")
+    (folder / "disk/loop").symlink_to(data)
+    assert all_names(data, "all") == ["linked/0.jpg", "linked/1.jpg", "linked/2.jpg"]
+
+
+def test_flickr30ks_token_file_is_found(images):
+    (images / "results_20130124.token").write_text("".join(
+        f"{name}#0\t{CAPTIONS[name][0]}\n" for name in NAMES))
+    check(images, "all", NAMES)
+
+
+def test_a_changed_text_beside_an_image_is_noticed(folder, cache):
+    from small_data import load
+    write_images(folder, range(3))
+    for i in range(3):
+        (folder / f"{i}.txt").write_text(f"picture {i}")
+    assert load(folder, "all").captions[0] == ["picture 0"]
+    (folder / "0.txt").write_text("another text")
+    assert load(folder, "all").captions[0] == ["another text"]

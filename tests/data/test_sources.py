@@ -279,8 +279,12 @@ def hub_of(folder, monkeypatch):
     import datasets
     stream = datasets.load_dataset
 
-    def load_dataset(name, streaming):
+    def load_dataset(name, configuration, streaming):
         assert name == "me/photos" and streaming
+        if configuration == "several":
+            raise ValueError("Config name is missing.\nPlease pick one among the available "
+                             "configs: ['en', 'vi']\nExample of usage:\n\t`load_dataset('me')`")
+        assert configuration in (None, "vi")
         found = {path.stem: str(path) for path in sorted(folder.glob("*.parquet"))}
         return stream("parquet", data_files=found, streaming=True)
 
@@ -328,6 +332,15 @@ def test_rows_of_the_hub(hub_of):
     check_pairs(load_pairs(source, "validation", SIZE), [7])
     with pytest.raises(ValueError, match="no split 'test' in me/photos; found: train, valid"):
         load_pairs(source, "test", SIZE)
+
+
+def test_configurations_of_the_hub(hub_of):
+    write_shard(hub_of / "train.parquet", range(3))
+    write_shard(hub_of / "valid.parquet", [7])
+    assert Source.find("me/photos:vi") == Source("hub", "me/photos:vi")
+    check_pairs(load_pairs(Source.find("me/photos:vi"), "train", SIZE), range(3))
+    with pytest.raises(ValueError, match="has several configurations: 'en', 'vi'; name one"):
+        load_pairs(Source.find("me/photos:several"), "train", SIZE)
 
 
 @pytest.mark.parametrize("error", [OSError("403\n\nForbidden"), RuntimeError("client\nclosed")])

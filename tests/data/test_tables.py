@@ -111,6 +111,46 @@ def test_a_column_of_splits(folder):
         load(folder, "extra")
 
 
+def test_splits_of_two_names_are_one(folder):
+    """restval, which COCO's Karpathy splits add to train."""
+    def saved(ids):
+        return datasets.Dataset.from_dict(
+            {"image": [picture(i) for i in ids], "text": [texts(i) for i in ids]},
+            features=datasets.Features({"image": datasets.Image(),
+                                        "text": datasets.List(datasets.Value("string"))}))
+    datasets.DatasetDict({"train": saved(range(5)), "restval": saved([5, 6]),
+                          "val": saved([7])}).save_to_disk(folder)
+    before = sorted(folder.rglob("*"))
+    check_pairs(load(folder), range(7))
+    check_pairs(load(folder, "validation"), [7])
+    assert sorted(folder.rglob("*")) == before, "nothing is written into the user's folder"
+
+
+def test_a_column_of_splits_beside_splits_of_their_own(folder):
+    for name, ids in (("train", range(4)), ("val", [4])):
+        write(folder, {"image": [encoded(picture(i)) for i in ids], "split": [None] * len(ids),
+                       "caption": [texts(i) for i in ids]}, name)
+    check_pairs(load(folder), range(4))
+    check_pairs(load(folder, "validation"), [4])
+
+
+def test_a_column_of_splits_that_names_none(folder):
+    write(folder, {"image": [encoded(picture(0))], "caption": ["a"], "split": [" train"]})
+    assert load(folder).captions == [["a"]]
+    with pytest.raises(ValueError, match="its column 'split' names no validation, only 'train'"):
+        load(folder, "validation")
+
+
+def test_parquet_in_a_folder_for_each_split(folder):
+    odd = folder / "photos [2024]"
+    for name, ids in (("train", range(3)), ("val", [3])):
+        (odd / name).mkdir(parents=True)
+        write_shard(odd / name / "0000.parquet", ids)
+        (odd / name / "._0000.parquet").write_bytes(b"mac!")
+    check_pairs(load(odd), range(3))
+    check_pairs(load(odd, "validation"), [3])
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_what_datasets_saved_to_the_disk(folder, both):
     table = datasets.Dataset.from_dict(
