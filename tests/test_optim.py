@@ -89,3 +89,38 @@ def test_muon_moves_kernels_as_the_matrices_they_are():
             optimizer.step()
             optimizer.zero_grad()
     assert torch.equal(kernel.flatten(1), matrix) and kernel.grad is None
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_what_is_locked_is_left_out(side):
+    model = CLIP(MODEL).init_weights(torch.Generator().manual_seed(0)).lock(side)
+    taken = {id(p) for optimizer in build_optimizers(model, CONFIG)
+             for group in optimizer.param_groups for p in group["params"]}
+    taken |= {id(p) for p in build_optimizers(model, CONFIG)[1].kernels}
+    locked = {"image": model.vision, "text": model.text}[side]
+    assert not taken & {id(p) for p in locked.parameters()}
+    assert id(model.logit_scale) in taken
+
+
+def test_a_model_without_a_free_matrix_has_no_muon():
+    model = CLIP(MODEL).init_weights(torch.Generator().manual_seed(0)).lock("image").lock("text")
+    (adamw,) = build_optimizers(model, CONFIG)
+    assert [len(group["params"]) for group in adamw.param_groups] == [1]  # the scale
+
+
+def test_muon_takes_a_closure_and_parameters_without_a_gradient():
+    """A matrix, a convolution and the same twice that never get a gradient."""
+    shapes = ((4, 3), (4, 3, 2, 2)) * 2
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    optimizer = Muon(parameters, lr=0.1, weight_decay=0.5)
+
+    def closure():
+        assert torch.is_grad_enabled()
+        loss = sum((p ** 2).sum() for p in parameters[:2])
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 4 * 3 + 4 * 3 * 4
+    assert all((p != 1).any() for p in parameters[:2])
+    assert all((p == 1).all() for p in parameters[2:])
+    assert optimizer.step() is None  # the gradients of convolutions are used up

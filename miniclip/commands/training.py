@@ -80,7 +80,7 @@ def add_settings(parser: argparse.ArgumentParser, kind, title: str):
     group = parser.add_argument_group(title)
     for field in fields(kind):
         parse = type(field.default)
-        group.add_argument(f"--{field.name.replace('_', '-')}", *field.metadata["aliases"],
+        group.add_argument(*field.metadata["aliases"], f"--{field.name.replace('_', '-')}",
                            dest=field.name, metavar="VALUE",
                            type={bool: parse_bool, tuple: parse_tuple}.get(parse, parse),
                            help=field.metadata["help"])

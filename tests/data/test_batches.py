@@ -252,6 +252,12 @@ def test_a_batch_larger_than_the_data():
     assert sorted(images) == list(range(23))
 
 
+def test_too_few_images_give_advice_that_can_be_followed():
+    with pytest.raises(ValueError, match="train has 1 image: contrast needs 2 at least, beside"):
+        batches_of(numbered(1), batch_size=2)
+    assert len(read_batch(batches_of(numbered(2), batch_size=2)[0])[0]) == 2
+
+
 # ------------------------------------------------------------------------------- dropped words
 
 
