@@ -270,6 +270,16 @@ def test_what_the_readme_says_of_other_machines_is_recorded(path):
         assert figure in " ".join(paragraph.split()), f"{path} says {figure}"
 
 
+def test_what_the_readme_says_of_averages_is_recorded():
+    rows = json.loads((EXPERIMENTS / "average.json").read_text())["rows"]
+    scenes, photographs = ([row["recall"][f"{name}:validation"] for row in rows]
+                           for name in ("shapes", "flickr8k"))
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{photographs[0]:.1f} % before, {photographs[10]:.1f} % after" in text
+    assert (f"({scenes[3]:.1f} %, and {scenes[10]:.1f} %), and keeps {photographs[3]:.1f} % on "
+            "photographs") in text
+
+
 def test_every_preset_is_recorded():
     """Of "finetune", which goes on from other weights, the sweeps are."""
     assert {path.stem for path in RESULTS} == set(PRESETS) - {"finetune"}

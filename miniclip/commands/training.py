@@ -264,6 +264,9 @@ def what_next(metrics: dict, config: TrainConfig, run: str) -> list[tuple[str, s
     else:
         best, what = "flickr8k-20min", "photographs"
         further = f"index ~/Pictures --model {run}", "then: miniclip search 'a dog in the snow'"
+    if config.start_from:  # whoever goes on from weights has few pairs
+        between = f"average {quote(config.start_from)} {run} --data {data} --plot curve.png"
+        return [*found, (between, "often better than either, and forgets less"), further]
     if best in ran:
         return [*found, further]
     place = "" if data == "shapes" else f" --data {data}"

@@ -5,6 +5,7 @@
 Each candidate goes on from the same weights, for as many steps, and differs from `finetune` in what
 it names. The score is the mean of both R@10 on the validation split. (Rates are AdamW's, of gains,
 biases, embeddings and the scale, and Muon's, of every matrix; with Muon's at 0, AdamW takes all.)
+A sweep that was stopped goes on with the same command.
 """
 
 import argparse
@@ -33,12 +34,12 @@ def score(candidate: dict, arguments) -> dict:
     row = {"settings": candidate, "recall": None}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = train(config, folder=Path(folder) / "run")
+            train(config, folder=Path(folder) / "run")
         except Diverged:
             return row
         last = [json.loads(line) for line in open(Path(folder) / "run/metrics.jsonl")][-1]
     both = [last[way]["R@10"] for way in ("image_to_text", "text_to_image")]
-    return row | {"recall": round(sum(both) / 2, 2), "seconds": found["training"]["seconds"]}
+    return row | {"recall": round(sum(both) / 2, 2)}
 
 
 def main():
@@ -50,17 +51,24 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    rows = []
+    record = {"from": Path(arguments.run).name, "data": Path(arguments.data).name,
+              "steps": arguments.steps, "seed": arguments.seed, "preset": {
+                  name: getattr(PRESETS["finetune"], name) for name in (
+                      "learning_rate", "muon_learning_rate", "weight_decay", "warmup")},
+              "machine": described(pick_device()), "rows": []}
+    if arguments.out.is_file():  # go on where a sweep was stopped
+        before = json.loads(arguments.out.read_text())
+        if before | {"rows": []} != record:
+            parser.error(f"{arguments.out} is of another sweep")
+        record = before
     for candidate in CANDIDATES:
-        rows.append(score(candidate, arguments))
-        print(rows[-1]["recall"], candidate or "as it is", flush=True)
-    rows.sort(key=lambda row: -(row["recall"] or 0))
-    arguments.out.write_text(json.dumps({
-        "from": Path(arguments.run).name, "data": Path(arguments.data).name,
-        "steps": arguments.steps, "seed": arguments.seed, "preset": {
-            name: getattr(PRESETS["finetune"], name) for name in (
-                "learning_rate", "muon_learning_rate", "weight_decay", "warmup")},
-        "machine": described(pick_device()), "rows": rows}, indent=2) + "\n")
+        if candidate in [row["settings"] for row in record["rows"]]:
+            continue
+        row = score(candidate, arguments)
+        print(row["recall"], candidate or "as it is", flush=True)
+        record["rows"].append(row)
+        record["rows"].sort(key=lambda row: -(row["recall"] or 0))
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -220,6 +220,8 @@ def test_what_to_try_next_is_never_what_has_just_run(preset):
     assert any("train" in command or "index" in command or "relations" in command
                for command, _ in found)
     assert not any("--zero-shot" in command for command, _ in found)
+    after = what_next(metrics, replace(config, start_from="runs/base"), "runs/x")
+    assert any(command.startswith("average runs/base runs/x") for command, _ in after)
     few = what_next(metrics | {"different_captions": 4}, config, "runs/x")
     assert any("--zero-shot" in command for command, _ in few)
 
