@@ -77,18 +77,8 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     folder, device = Path(folder).resolve(), pick_device(device)
 
     # The data, and a tokenizer that learns from the training captions.
-    find_tracker(config.tracker)
-    if config.start_from and not (start or resume):
-        start = load(config.start_from)
-    if config.lock and not (start or resume):
-        raise ValueError("lock keeps a tower as it is, and that of a new model is noise: name "
-                         "weights with --from")
-    if start and model_config not in (None, start[0].config):
-        raise ValueError("with a start, the model's shape is that of its weights")
-    model_config = start[0].config if start else model_config or MODELS[config.model]
-    pairs, held_out, config = prepare_data(config, model_config)
-    if not resume:  # an older version's short runs may have one
-        check_warmup(config)
+    start, model_config = starting_point(config, model_config, start, resume)
+    pairs, held_out, config = prepare_data(config, model_config, resume)
     if resume:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
     elif start:
@@ -195,7 +185,29 @@ def check_warmup(config: TrainConfig):
             f"would never reach its peak; set --warmup {config.steps // 10}, or more --steps")
 
 
-def prepare_data(config: TrainConfig, model_config: ModelConfig):
+def starting_point(config: TrainConfig, model_config: ModelConfig | None, start: tuple | None,
+                   resume: bool) -> tuple[tuple | None, ModelConfig]:
+    """→ (model, tokenizer, transform) to begin with, or None for noise; and the model's shape.
+
+    ValueError for what would only be found after hours: a tower of noise that is locked, a tracker
+    that is not installed.
+    """
+    find_tracker(config.tracker)
+    if resume:
+        return None, model_config or MODELS[config.model]
+    if config.start_from and start is None:
+        start = load(config.start_from)
+    if start is None:
+        if config.lock:
+            raise ValueError("lock keeps a tower as it is, and that of a new model is noise: name "
+                             "weights with --from")
+        return None, model_config or MODELS[config.model]
+    if model_config not in (None, start[0].config):
+        raise ValueError("with a start, the model's shape is that of its weights")
+    return start, start[0].config
+
+
+def prepare_data(config: TrainConfig, model_config: ModelConfig, resume: bool):
     """→ (training pairs, validation pairs, config with the data's place and steps filled in)."""
     source = Source.find(config.data or None, config.image_key, config.caption_key)
     size = model_config.image_size
@@ -205,7 +217,10 @@ def prepare_data(config: TrainConfig, model_config: ModelConfig):
     if config.epochs:
         steps = max(1, config.epochs * (len(pairs) // config.batch_size))
     # The data's place is saved, so a run can be resumed from any directory.
-    return pairs, held_out, replace(config, data=source.where, steps=steps)
+    config = replace(config, data=source.where, steps=steps)
+    if not resume:  # the steps of an older version's short run may be fewer than its warm-up
+        check_warmup(config)
+    return pairs, held_out, config
 
 
 def make_tokenizer(pairs: Pairs, model_config: ModelConfig, fit_context: bool) -> Tokenizer:

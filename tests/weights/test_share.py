@@ -140,3 +140,52 @@ def test_a_run_of_the_hub_is_loaded(run, monkeypatch, tmp_path):
     expected, own, _ = miniclip.load(run)
     assert model.config == expected.config and tokenizer.symbols == own.symbols
     assert miniclip.load("me/dogs")[2].size == transform.size  # from the cache
+
+
+def test_a_hub_on_this_machine_gets_it_all(run, monkeypatch):
+    """huggingface_hub's own requests: the repository is made, and two kinds of commits arrive."""
+    import base64
+    import http.server
+
+    from local_hub import local_hub
+
+    got, told = {}, []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            path = self.path.partition("?")[0]
+            told.append(path)
+            answer = {"url": "http://127.0.0.1/me/dogs", "name": "me/dogs"}
+            if path.endswith("/preupload/main"):
+                answer = {"files": [{"path": file["path"], "uploadMode": "regular",
+                                     "shouldIgnore": False} for file in json.loads(body)["files"]]}
+            if path.endswith("/commit/main"):
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        got[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                answer = {"success": True, "commitOid": "0" * 40,
+                          "commitUrl": "http://127.0.0.1/me/dogs/commit/" + "0" * 40}
+            self.answer(answer)
+
+        def do_GET(self):
+            self.answer({"id": "me/dogs", "private": True, "siblings": []})
+
+        def answer(self, answer):
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    with local_hub(Answer, monkeypatch):
+        assert push(run, "me/dogs", "mit", True) == "https://huggingface.co/me/dogs"
+    assert told[0] == "/api/repos/create"
+    assert sorted(got) == ["README.md", "config.json", "metrics.json", "model.safetensors",
+                           "retrieval.png", "tokenizer.json", "train.json"]
+    assert got["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    assert got["README.md"].decode() == model_card(run, "me/dogs", "mit")
