@@ -11,11 +11,13 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from miniclip.data import drawing, scenes
 from miniclip.data.caption_files import SUFFIXES
 from miniclip.data.folders import ImageFiles, ImageFolder
+from miniclip.data.hub import HUB_ID
 from miniclip.data.splits import unknown_split
 from miniclip.data.tables import parquet_files, table_rows
 
@@ -53,7 +55,7 @@ class Source:
             return cls("shapes", "shapes", **keys)
         if path.exists():
             return cls(kind_of(path), str(path.resolve()), **keys)
-        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", text):  # perhaps :CONFIGURATION
+        if re.fullmatch(rf"{HUB_ID}(:[\w.-]+)?", text):  # perhaps :CONFIGURATION
             return cls("hub", text, **keys)
         raise ValueError(f"--data {text}: no such folder; give 'shapes', a folder or a Hub id "
                          f"such as {HUB_DEFAULT}")
@@ -68,9 +70,8 @@ class Source:
             return "\n".join([self.where, *keys])
         root = Path(self.where)
         if self.kind == "folder":
-            folder = self.folder()
-            images = (path for _, path, _ in folder.splits["all"] if path)
-            paths = {*map(str, folder.tables), *images}
+            images = (path for _, path, _ in self.folder.splits["all"] if path)
+            paths = {*images, *map(str, self.folder.tables)}
         else:
             paths = set(map(str, parquet_files(root) if self.kind == "parquet" else
                             filter(Path.is_file, root.rglob("*"))))
@@ -80,7 +81,9 @@ class Source:
         files = [f"{p} {stats[p].st_size} {stats[p].st_mtime_ns}" for p in sorted(paths)]
         return "\n".join(keys + files)
 
+    @cached_property
     def folder(self) -> ImageFolder:
+        """Read once for all splits, and for the cache's key."""
         return ImageFolder(Path(self.where), self.image_key, self.caption_key)
 
     def rows(self, split: str) -> Iterator[tuple[str, object, list[str]]]:
@@ -122,7 +125,7 @@ def shapes_rows(split: str):
 
 
 def folder_rows(source: Source, split: str):
-    splits = source.folder().splits
+    splits = source.folder.splits
     if split not in splits:
         raise unknown_split(split, source.where, splits)
     yield from splits[split]

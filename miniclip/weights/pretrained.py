@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from miniclip.config import ModelConfig
-from miniclip.data.hub import HubUnreachable
+from miniclip.data.hub import HUB_ID, HubUnreachable
 from miniclip.data.images import MEAN, STD, Transform
 from miniclip.model import CLIP
 from miniclip.notices import one_line
@@ -70,7 +70,7 @@ def load(source, device: str | torch.device | None = None, quick_gelu: bool | No
         file = path / choose_weights(name, {p.name for p in path.iterdir()})
     elif path.is_file():
         file = path
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.pt)(?<!\.bin)(?<!\.safetensors)", name):
+    elif re.fullmatch(rf"{HUB_ID}(?<!\.pt)(?<!\.bin)(?<!\.safetensors)", name):
         file = fetch(name)
         if is_run(file.parent) and (file.parent / TOKENIZER).is_file():
             return load_run(file.parent, device, quick_gelu, image_size)

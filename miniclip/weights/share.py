@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from miniclip.config import ModelConfig, TrainConfig, load_config
+from miniclip.data.hub import HUB_ID
 from miniclip.notices import one_line
 
 SHARED = ("model.safetensors", "config.json", "tokenizer.json", "metrics.json", "metrics.jsonl",
@@ -68,7 +69,7 @@ def model_card(run: Path, repository: str, license: str) -> str:
 
 def public_name(source: str) -> str:
     """A Hub id as it is; of a path on this machine only the last part."""
-    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not Path(source).exists()
+    is_id = re.fullmatch(HUB_ID, source) and not Path(source).exists()
     return source if is_id else Path(source).name
 
 
@@ -88,7 +89,7 @@ def push(run: str, repository: str, license: str, private: bool = False) -> str:
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     folder = Path(run).expanduser()
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+    if not re.fullmatch(HUB_ID, repository):
         raise ValueError(f"{repository!r} is no name on the Hub; it must be USER/NAME")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ValueError(f"license {license!r} is none of the Hub's, such as mit, apache-2.0, "

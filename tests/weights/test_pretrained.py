@@ -5,7 +5,6 @@ transformers and open_clip, where they are installed, say what features such wei
 """
 
 import gzip
-import http.server
 import importlib.util
 import json
 import os
@@ -13,14 +12,13 @@ import pickle
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
-from local_hub import local_hub
+from local_hub import serve
 from safetensors.torch import load_file, save_file
 from small_weights import (
     CLIPS,
@@ -852,47 +850,6 @@ def test_merges_that_are_cut_off(tmp_path):
 
 
 # ------------------------------------------------------------------------------- the Hub
-
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@contextmanager
-def serve(files: dict[str, bytes], monkeypatch, broken=()):
-    """A Hub on this machine with one model, me/clip → the list of what was asked."""
-    asked = []
-
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self, body=True):
-            asked.append(f"{self.command} {self.path.partition('?')[0]}")
-            name = self.path.partition("?")[0].rpartition("/")[2]
-            status, content = 200, files.get(name)
-            if self.path.startswith("/api/models/me/clip"):
-                content = json.dumps({"id": "me/clip", "sha": COMMIT, "siblings": [
-                    {"rfilename": file} for file in files]}).encode()
-            elif not self.path.startswith("/me/clip/resolve/") or content is None:
-                status, content = 404, b"{}"
-            if name in broken:
-                status, content = (503 if "/api/" in self.path else 403), b"{}"
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{name}"')
-            if status == 404:
-                self.send_header("X-Error-Code", "EntryNotFound" if "/me/clip/" in self.path
-                                 else "RepoNotFound")
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def do_HEAD(self):
-            self.do_GET(body=False)
-
-        def log_message(self, *arguments):
-            pass
-
-    with local_hub(Answer, monkeypatch):
-        yield asked
 
 
 @pytest.fixture

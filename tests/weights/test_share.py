@@ -1,9 +1,13 @@
 """A run on the Hub: what is sent, the card, what goes wrong; and `miniclip.load` reads it again."""
 
+import base64
+import http.server
 import json
 import types
 
 import pytest
+from huggingface_hub import constants
+from local_hub import local_hub, serve
 from small_models import write_run
 
 import miniclip
@@ -107,35 +111,9 @@ def test_a_hub_that_does_not_answer(run):
 
 
 def test_a_run_of_the_hub_is_loaded(run, monkeypatch, tmp_path):
-    import http.server
-
-    from huggingface_hub import constants
-    from local_hub import local_hub
-
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self, body=True):
-            name = self.path.partition("?")[0].rpartition("/")[2]
-            content = (run / name).read_bytes() if (run / name).is_file() else b""
-            if self.path.startswith("/api/models/me/dogs"):
-                content = json.dumps({"id": "me/dogs", "sha": "0" * 40, "siblings": [
-                    {"rfilename": path.name} for path in run.iterdir()]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("ETag", f'"{name}"')
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def do_HEAD(self):
-            self.do_GET(body=False)
-
-        def log_message(self, *arguments):
-            pass
-
-    with local_hub(Answer, monkeypatch):
+    files = {path.name: path.read_bytes() for path in run.iterdir()}
+    with serve(files, monkeypatch, name="me/dogs"):
         model, tokenizer, transform = miniclip.load("me/dogs")
     expected, own, _ = miniclip.load(run)
     assert model.config == expected.config and tokenizer.symbols == own.symbols
@@ -144,11 +122,6 @@ def test_a_run_of_the_hub_is_loaded(run, monkeypatch, tmp_path):
 
 def test_a_hub_on_this_machine_gets_it_all(run, monkeypatch):
     """huggingface_hub's own requests: the repository is made, and two kinds of commits arrive."""
-    import base64
-    import http.server
-
-    from local_hub import local_hub
-
     got, told = {}, []
 
     class Answer(http.server.BaseHTTPRequestHandler):
