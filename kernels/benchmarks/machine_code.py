@@ -127,7 +127,7 @@ def compiled(architecture, dtype, D, changes, sizes):
             module.backward(scale, I, T, scale, r, c, labels)
     found = {"sums": triton_loss.sums_kernel, "finish": triton_loss.finish_kernel,
              "block": triton_blocks.block_kernel, "gradient": triton_loss.gradient_kernel}
-    hopper = architecture // 10 == 9 and dtype.itemsize == 2 and D <= backends.HOPPER_FEATURES
+    hopper = architecture // 10 == 9 and dtype.itemsize == 2 and D <= backends.TRITON_FEATURES
     if hopper:
         for I, T, scale, labels in inputs(dtype, D, sizes):  # noqa: E741
             _, r, c = triton_hopper.forward(I, T, scale, labels)

@@ -51,7 +51,7 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
             | -------- | -------------------------------------------- | -------- | -------------- |
             | "triton" | CUDA; CPU with TRITON_INTERPRET=1; D ≤ 2048  | 5 or more | nothing       |
             | "blocks" | the same                                     | 4        | up to 128 MiB  |
-            | "hopper" | compute capability 9, 16 bits, D ≤ 512       | 4        | up to 128 MiB  |
+            | "hopper" | compute capability 9, 16 bits, D ≤ 2048      | 4        | up to 128 MiB  |
             | "chunked" | any device, made for accelerators           | 4        | up to 400 MiB  |
             | "tiled"  | any device, made for CPUs                    | 4        | a tile         |
             | "dense"  | any device: plain PyTorch                    | 3        | all of it      |
@@ -59,7 +59,7 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
 
             or "auto". On CUDA with compute capability 8.0 or higher, "auto" is "triton" if D ≤ 64
             or M·N·D ≤ 2²⁸ (724 pairs of 512 features). Above, it is "hopper", or "blocks" where
-            "hopper" can't run. On other accelerators, and for float64 or D > 2048, it is "chunked",
+            "hopper" can't run or D > 512. On other accelerators, and for float64 or D > 2048, it is "chunked",
             on a CPU "tiled". A named backend that can't run raises.
 
     Returns:

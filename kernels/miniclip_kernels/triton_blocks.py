@@ -23,6 +23,9 @@ the limit.
 The forward pass, the equation of G and its precision are those of `triton_loss`.
 """
 
+from typing import Any, NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
@@ -89,17 +92,39 @@ def block_kernel(I, T, scale, pairs, r, c, G, tile,  # noqa: E741
     G.store([first_row, first_column], (BOOST * gradient).to(G.dtype))  # nothing beyond the edge
 
 
+class Sums(NamedTuple):
+    """G B for some rows of S (or of Sᵀ), their features A, and where their gradient goes."""
+
+    sums: Any  # float32 (rows, D)
+    A: Any  # (rows, D), with this stride
+    dA: Any  # (rows, D)
+    rows: int
+    stride: int
+
+
 @triton.jit
-def scale_kernel(sums, A, dA, scale, upstream, weight, shares, M, stride, D: tl.constexpr,
+def scale_kernel(first, second, scale, upstream, weight, shares, D: tl.constexpr,
                  ROWS: tl.constexpr, WIDE: tl.constexpr):
-    """dA (M, D) = s · factor · sums; Σ ⟨factor · sums, A⟩ of ROWS rows at a time → shares."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    """dA = s · factor · sums of both; Σ ⟨factor · sums, A⟩ of ROWS rows at a time → shares."""
+    block, blocks = tl.program_id(0), tl.cdiv(first.rows, ROWS)
+    if block < blocks:
+        share = scale_rows(first, block, scale, upstream, weight, D, ROWS, WIDE)
+    else:
+        share = scale_rows(second, block - blocks, scale, upstream, weight, D, ROWS, WIDE)
+    tl.store(shares + block, share)
+
+
+@triton.jit
+def scale_rows(own, block, scale, upstream, weight, D: tl.constexpr, ROWS: tl.constexpr,
+               WIDE: tl.constexpr):
+    """Write ROWS rows of dA. → Σ ⟨factor · sums, A⟩ of them."""
+    row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     feature = tl.arange(0, WIDE)[None, :]
-    inside = (row < M) & (feature < D)
-    total = tl.load(sums + row * D + feature, mask=inside, other=0.0) * tl.load(upstream) * weight
-    tl.store(dA + row * D + feature, total * tl.load(scale), mask=inside)  # rounded only now
-    a = tl.load(A + row * stride + feature, mask=inside, other=0.0)
-    tl.store(shares + tl.program_id(0), tl.sum(total * a))
+    inside = (row < own.rows) & (feature < D)
+    at = row * D + feature
+    total = tl.load(own.sums + at, mask=inside, other=0.0) * tl.load(upstream) * weight
+    tl.store(own.dA + at, total * tl.load(scale), mask=inside)  # rounded only now
+    return tl.sum(total * tl.load(own.A + row * own.stride + feature, mask=inside, other=0.0))
 
 
 # ------------------------------------------------------------------------------ launching
@@ -115,15 +140,22 @@ def stretches(length, most) -> list[slice]:
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
-def scaled(sums, A, dA, scale, upstream, weight):
-    """Write dA (M, D) from the sums (M, D) of G B → its share of ds, in parts (…,)."""
-    (M, D), wide = sums.shape, triton.next_power_of_2(sums.shape[1])
-    rows = 2048 // wide
-    shares = sums.new_empty(cdiv(M, rows))
-    with on(A):
-        scale_kernel[len(shares),](sums, A, dA, scale, upstream, weight, shares, M, A.stride(0), D,
-                                   rows, wide)
-    return shares
+def sums_of(sums, A, dA):
+    """An argument of `scaled`."""
+    return Sums(sums, A, dA, len(sums), A.stride(0))
+
+
+def scaled(ready, scale, upstream, weight):
+    """Write the gradients of one or two `Sums`, in one launch → the last one's shares of ds (…,)."""
+    first, last = ready[0], ready[-1]
+    D = first.sums.shape[1]
+    wide = triton.next_power_of_2(D)
+    height = 2048 // wide
+    blocks = [cdiv(own.rows, height) for own in ready]
+    shares = scale.new_empty(sum(blocks))
+    with on(first.A):
+        scale_kernel[len(shares),](first, last, scale, upstream, weight, shares, D, height, wide)
+    return shares[-blocks[-1]:]
 
 
 def write(block, I, T, scale, r, c, labels):  # noqa: E741
@@ -162,9 +194,14 @@ def backward(upstream, I, T, scale, r, c, labels, needs=EVERY_GRADIENT,  # noqa:
                 add_product(sum_I[:height], block, T[columns], first=columns.start == 0)
             if needs.texts:
                 add_product(sum_T[columns], block.T, own, first=rows.start == 0)
+        ready = []
         if from_images:
-            shares.append(scaled(sum_I[:height], A[rows], dI[rows], scale, upstream, weight))
-    if needs.texts:
-        shares = [scaled(sum_T, B, dT, scale, upstream, weight)]
-    ds = sum(part.sum() for part in shares) if needs.scale else None
+            ready.append(sums_of(sum_I[:height], A[rows], dI[rows]))
+        if needs.texts and rows.stop == M:  # the sums of the texts are complete
+            ready.append(sums_of(sum_T, B, dT))
+        if ready:  # in one launch
+            shares.append(scaled(ready, scale, upstream, weight))
+    ds = None
+    if needs.scale:  # of all texts, or of all blocks of images
+        ds = shares[-1].sum() if needs.texts or len(shares) == 1 else torch.cat(shares).sum()
     return dI if needs.images else None, dT, ds

@@ -29,6 +29,7 @@ from .triton_hopper import (
     product,
     resident_block,
     share_of,
+    streams,
 )
 from .triton_tiles import LOG2E, as_pairs, on
 
@@ -38,7 +39,8 @@ loss_and_gradient = gluon.jit(triton_sigmoid.loss_and_gradient.fn)
 
 @gluon.jit
 def sigmoid_consumer(work, resident, pipeline, order, pairs, scale, bias, losses, totals, output,
-                     CONSUMER: gl.constexpr, RAGGED: gl.constexpr, BOOST: gl.constexpr):
+                     CONSUMER: gl.constexpr, K_BLOCKS: gl.constexpr, STREAMED: gl.constexpr,
+                     RAGGED: gl.constexpr, BOOST: gl.constexpr):
     """Every second tile: BOOST · G of it, stored quarter by quarter; its loss, its sum of G."""
     row = gl.arange(0, BLOCK, gl.SliceLayout(1, QUARTER_LAYOUT))
     loss = gl.full([BLOCK], 0.0, gl.float32, gl.SliceLayout(1, QUARTER_LAYOUT))
@@ -46,13 +48,14 @@ def sigmoid_consumer(work, resident, pipeline, order, pairs, scale, bias, losses
     tiles = work.last_tile - work.first_tile
     rounds, turns = 0, 0  # of blocks of I, at the tensor cores
     for block in range(work.first_block, work.blocks, work.step):
-        mbarrier.wait(resident.full, rounds & 1)
+        if not STREAMED:
+            mbarrier.wait(resident.full, rounds & 1)
         for tile in range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2):
             mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER))
             turns += 1
             if tile < work.last_tile:
-                load = (rounds * tiles + tile - work.first_tile) * resident.buffers.shape[0]
-                S = product(resident, pipeline, order, load, CONSUMER)
+                number = turns - 1 if STREAMED else rounds * tiles + tile - work.first_tile
+                S = product(resident, pipeline, order, number, K_BLOCKS, STREAMED, CONSUMER)
                 S = S.reshape([BLOCK, 2, 2, WIDTH])
                 left, right = gl.split(S.permute((0, 3, 2, 1)))
                 quarters = gl.split(left) + gl.split(right)
@@ -64,7 +67,8 @@ def sigmoid_consumer(work, resident, pipeline, order, pairs, scale, bias, losses
                     total += total_here
             else:  # the last of an odd number of tiles was the other's
                 mbarrier.arrive(order.index(1 - CONSUMER))
-        mbarrier.arrive(resident.empty)
+        if not STREAMED:
+            mbarrier.arrive(resident.empty)
         rounds += 1
     program = gl.program_id(0) * gl.num_programs(1) + gl.program_id(1)
     line = (program * 2 + CONSUMER) * BLOCK
@@ -92,27 +96,28 @@ def sigmoid_epilogue(S, scale, bias, pairs, first_row, first_column, G, buffer,
 
 @gluon.jit
 def sigmoid_kernel(I, T, scale, bias, pairs, G, losses, totals,  # noqa: E741
-                   K_BLOCKS: gl.constexpr, STAGES: gl.constexpr, RAGGED: gl.constexpr,
-                   BOOST: gl.constexpr):
+                   K_BLOCKS: gl.constexpr, STAGES: gl.constexpr, STREAMED: gl.constexpr,
+                   RAGGED: gl.constexpr, BOOST: gl.constexpr):
     """`triton_sigmoid.sigmoid_block_kernel`: BOOST · G (M, N), in the features' type.
 
     losses and totals (programs, 2, 128). Grid (groups of blocks of rows, splits of the columns).
     """
-    resident, pipeline = resident_block(I, K_BLOCKS), pipeline_of(T, STAGES)
-    order, work = barriers(2, 1), share_of(pairs.M, pairs.N)
+    resident = resident_block(I, K_BLOCKS, STAGES, STREAMED)
+    pipeline, order = pipeline_of(T, STAGES, STREAMED), barriers(2, 1)
+    work = share_of(pairs.M, pairs.N, STREAMED)
     output = Output(G, gl.allocate_shared_memory(G.dtype, [4, BLOCK, WIDTH], G.layout))
     gl.warp_specialize([
         (sigmoid_consumer, (work, resident, pipeline, order, pairs, scale, bias, losses, totals,
-                            output, 0, RAGGED, BOOST)),
+                            output, 0, K_BLOCKS, STREAMED, RAGGED, BOOST)),
         (sigmoid_consumer, (work, resident, pipeline, order, pairs, scale, bias, losses, totals,
-                            output, 1, RAGGED, BOOST)),
-        (producer, (I, T, work, resident, pipeline))], [4, 1], [232, 40])
+                            output, 1, K_BLOCKS, STREAMED, RAGGED, BOOST)),
+        (producer, (I, T, work, resident, pipeline, K_BLOCKS, STREAMED))], [4, 1], [232, 40])
 
 
 def write(block, I, T, scale, bias, labels):  # noqa: E741
     """As `triton_sigmoid.write_block`, with 256 numbers for each program."""
     M, N = block.shape
-    groups, splits = grid(M, N, triton_hopper.programs(I.device))
+    groups, splits = grid(M, N, triton_hopper.programs(I.device), streams(I))
     found = scale.new_zeros(2, groups * splits, 2, ROWS)
     options = options_for(I, M, N, labels)
     del options["BOTH"]

@@ -98,10 +98,11 @@ def fixed_shift(scale, room):
 
 @triton.jit
 def sums_kernel(I, T, scale, pairs, room, row_sums, column_sums,  # noqa: E741
-                tile, BOTH: tl.constexpr):
+                tile, BOTH: tl.constexpr, ADD: tl.constexpr):
     """Σ_j 2^(S' − shift) → row_sums (splits, M);  Σ_i the same → column_sums (groups, N).
 
-    Grid (groups, splits). column_sums must be zero before.
+    Grid (groups, splits). ADD: a group has several blocks of rows, which add up in its line of
+    column_sums: it must be zero before.
     """
     images = Side(descriptor(I, pairs.M, tile.D, tile.HEIGHT, tile.DEPTH), pairs.image_ids, pairs.M)
     texts = Side(descriptor(T, pairs.N, tile.D, tile.WIDTH, tile.DEPTH), pairs.text_ids, pairs.N)
@@ -120,9 +121,11 @@ def sums_kernel(I, T, scale, pairs, room, row_sums, column_sums,  # noqa: E741
             columns = first_column + tl.arange(0, WIDTH)
             E = tl.exp2(similarities(S, first_row, first_column, tile) - shift)
             row_sum += tl.sum(E, 1)
-            if BOTH:  # "atomic" only to be added in the cache: these sums are this program's own
-                line = column_sums + group.to(tl.int64) * N + columns
+            line = column_sums + group.to(tl.int64) * N + columns
+            if BOTH and ADD:  # "atomic" only to be added in the cache: no other program adds here
                 tl.atomic_add(line, tl.sum(E, 0), mask=columns < N, sem="relaxed")
+            elif BOTH:
+                tl.store(line, tl.sum(E, 0), mask=columns < N)
         tl.store(row_sums + split.to(tl.int64) * M + rows, row_sum, mask=rows < M)
 
 
@@ -267,13 +270,18 @@ def sums(I, T, scale, labels, room):  # noqa: E741
     groups = min(blocks, 2 if INTERPRETED else GROUPS)
     splits = min(cdiv(N, tile.WIDTH), max(1, GROUPS // blocks))
     row_sums = scale.new_empty(splits, M)
-    column_sums = scale.new_zeros(groups, N) if labels.both else row_sums
+    column_sums = lines_of_columns(scale, groups, blocks, N) if labels.both else row_sums
     with on(I):
         sums_kernel[groups, splits](
             in_tiles(I, tile.HEIGHT, tile.DEPTH), in_tiles(T, tile.WIDTH, tile.DEPTH), scale,
             as_pairs(I, T, labels), room, row_sums, column_sums, constants(tile), labels.both,
-            **options)
+            groups < blocks, **options)
     return row_sums, column_sums
+
+
+def lines_of_columns(scale, groups, blocks, N):
+    """Room for column sums (groups, N); zeros only where a group adds up several blocks of rows."""
+    return scale.new_zeros(groups, N) if groups < blocks else scale.new_empty(groups, N)
 
 
 def forward(I, T, scale, labels, sums=sums):  # noqa: E741

@@ -81,6 +81,10 @@ class Shared:
 
 
 class Barriers(list):
+    @property
+    def shape(self):
+        return [len(self), 1]
+
     def index(self, i):
         return self[int(i)]
 

@@ -65,7 +65,9 @@ def ratios(case):
     (1, 1, 1, {}), (2, 2, 3, {}), (17, 17, 33, {"scale": 100.0}), (128, 128, 64, {}),
     (129, 129, 200, {}), (300, 300, 512, {}), (300, 300, 257, {"captions": 5}),
     (113, 203, 33, {"offset": 0}), (113, 403, 33, {"offset": 90}), (252, 507, 123, {"offset": 131}),
-    (70, 171, 5, {"offset": 1, "captions": 4}), (640, 640, 64, {"near": 20.0})], ids=str)
+    (70, 171, 5, {"offset": 1, "captions": 4}), (640, 640, 64, {"near": 20.0}),
+    (1, 1, 513, {}), (300, 300, 600, {"captions": 5}), (113, 403, 768, {"offset": 90}),
+    (257, 257, 1024, {"scale": 100.0}), (70, 300, 2048, {"offset": 1})], ids=str)
 def test_it_is_right(M, N, D, options, dtype, monkeypatch):
     with prepare(monkeypatch):
         found = ratios(pairs(M, N, D, dtype=dtype, **options))
@@ -84,7 +86,8 @@ def test_one_exponential_an_entry(options, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("programs, block, D", [
-    (1, 128, 70), (2, 384, 70), (5, 1024, 70), (132, 256, 70), (2, 1024, 512)])
+    (1, 128, 70), (2, 384, 70), (5, 1024, 70), (132, 256, 70), (2, 1024, 512), (1, 256, 520),
+    (2, 1024, 520), (5, 384, 640), (132, 256, 520)])
 def test_with_any_number_of_programs(programs, block, D, monkeypatch):
     """One program for everything; several blocks each, with few loads a tile and with more than the
     pipeline has stages; a part of a row of tiles each; more programs than tiles.
@@ -95,13 +98,14 @@ def test_with_any_number_of_programs(programs, block, D, monkeypatch):
 
 
 @TYPES
-def test_no_tile_is_missed_or_met_twice(dtype, monkeypatch):
+@pytest.mark.parametrize("D", [512, 768])
+def test_no_tile_is_missed_or_met_twice(D, dtype, monkeypatch):
     """On a Hopper GPU all programs are busy, with more than one block of rows each."""
     if HERE:
-        check_no_tile_is_missed("hopper", dtype, N=2**15, D=512)
+        check_no_tile_is_missed("hopper", dtype, N=2**15, D=D)
     else:
         with prepare(monkeypatch):
-            check_no_tile_is_missed("hopper", dtype, N=512, D=200, loss=dtype == torch.float16)
+            check_no_tile_is_missed("hopper", dtype, N=512, D=D, loss=dtype == torch.float16)
 
 
 def test_with_more_lines_of_sums_than_are_added_at_a_time(monkeypatch):
@@ -112,12 +116,13 @@ def test_with_more_lines_of_sums_than_are_added_at_a_time(monkeypatch):
     assert max(found.values()) <= 1, found
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("M, N, programs", [
     (8192, 8192, 132), (65536, 65536, 132), (20000, 20000, 132), (1, 1, 132), (100, 9000, 132),
     (9000, 9000, 1), (8192, 300, 7)])
-def test_every_program_has_about_as_much_to_do(M, N, programs):
-    groups, splits = triton_hopper.grid(M, N, programs)
-    blocks, tiles = -(-M // 128), -(-N // 128)
+def test_every_program_has_about_as_much_to_do(M, N, programs, streamed):
+    groups, splits = triton_hopper.grid(M, N, programs, streamed)
+    blocks, tiles = -(-M // 128), -(-N // (256 if streamed else 128))
     assert 1 <= groups <= blocks and 1 <= splits <= tiles and groups * splits <= programs
     most = -(-blocks // groups) * -(-tiles // splits)
     assert most <= 1.15 * blocks * tiles / programs + 2
@@ -135,8 +140,8 @@ def test_the_same_bits_whatever_arrives_first(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype, D, message", [
-    (torch.float32, 64, "backend 'hopper' takes bfloat16 or float16 and D up to 512, not 64 in f"),
-    (torch.float16, 513, "takes bfloat16 or float16 and D up to 512, not 513 in float16"),
+    (torch.float32, 64, "backend 'hopper' takes bfloat16 or float16 and D up to 2048, not 64 in"),
+    (torch.float16, 2049, "takes bfloat16 or float16 and D up to 2048, not 2049 in float16"),
     (torch.float16, 512, r"backend 'hopper' needs a GPU of compute capability 9 \(H100, H200\)")])
 def test_it_says_what_it_needs(dtype, D, message):
     with pytest.raises(ValueError, match=message):
@@ -180,7 +185,7 @@ def sigmoid_errors(N, D, dtype, with_ids, monkeypatch, block=256, modules=None, 
 @TYPES
 @pytest.mark.parametrize("N, D, with_ids", [
     (1, 1, False), (17, 33, False), (128, 64, False), (129, 200, True), (300, 512, False),
-    (403, 33, True)])
+    (403, 33, True), (300, 600, True), (130, 1024, False)])
 def test_the_sigmoid_loss_is_right(N, D, with_ids, dtype, monkeypatch):
     errors = sigmoid_errors(N, D, dtype, with_ids, monkeypatch)
     assert max(errors) <= 1, errors
@@ -236,11 +241,12 @@ MISTAKES = {
         "hopper.warpgroup_mma_wait(0, deps=[S])", "hopper.warpgroup_mma_wait(1, deps=[S])"),
     "no consumer of sums waits for its turn": (
         "row_sum = gl.full([BLOCK], 0.0, gl.float32, gl.SliceLayout(1, TILE_LAYOUT)) "
-        "mbarrier.wait(resident.full, rounds & 1) "
+        "if not STREAMED: mbarrier.wait(resident.full, rounds & 1) "
         "for tile in range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2): "
         "mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER))",
         """row_sum = gl.full([BLOCK], 0.0, gl.float32, gl.SliceLayout(1, TILE_LAYOUT))
-        mbarrier.wait(resident.full, rounds & 1)
+        if not STREAMED:
+            mbarrier.wait(resident.full, rounds & 1)
         for tile in range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2):
             pass"""),
     "no consumer of the gradient waits for its turn": (
@@ -257,12 +263,14 @@ MISTAKES = {
             if tile < work.last_tile:
                 first_column = tile * BLOCK"""),
     "stages are loaded while they are full": (
-        "mbarrier.wait(pipeline.empty.index(stage), (loads // STAGES & 1) ^ 1)", "pass"),
+        "mbarrier.wait(pipeline.empty.index(stage), (loads // STAGES & 1) ^ 1) "
+        "mbarrier.expect(full, T.block_type.nbytes)",
+        "mbarrier.expect(full, T.block_type.nbytes)"),
     "stages are multiplied before they are loaded": (
         "mbarrier.wait(pipeline.full.index(stage), load // STAGES & 1)",
         "mbarrier.wait(pipeline.full.index(stage), (load // STAGES & 1) ^ 1)"),
     "sums do not wait for the block of I": (
-        "mbarrier.wait(resident.full, rounds & 1) for tile in "
+        "if not STREAMED: mbarrier.wait(resident.full, rounds & 1) for tile in "
         "range(work.first_tile + CONSUMER, work.last_tile + CONSUMER, 2): "
         "mbarrier.wait(order.index(CONSUMER), (turns & 1) ^ (1 - CONSUMER)) turns += 1 "
         "if tile < work.last_tile: columns",
@@ -283,10 +291,11 @@ MISTAKES = {
     "c is that of the first quarter": ("c_here[q]", "c_here[0]"),
     "the end does not wait": ("tma.store_wait(0)", "pass"),
     "an odd number of tiles": (
-        "else: mbarrier.arrive(order.index(1 - CONSUMER)) mbarrier.arrive(resident.empty) "
-        "rounds += 1 tma", """else:
+        "else: mbarrier.arrive(order.index(1 - CONSUMER)) if not STREAMED: "
+        "mbarrier.arrive(resident.empty) rounds += 1 tma", """else:
                 pass
-        mbarrier.arrive(resident.empty)
+        if not STREAMED:
+            mbarrier.arrive(resident.empty)
         rounds += 1
     tma"""),
     "both consumers write one line": (
@@ -303,31 +312,43 @@ MISTAKES = {
             if tile < work.last_tile:
                 columns"""),
     "the scale is missing": (
-        "product(resident, pipeline, order, load, CONSUMER) * scale2",
-        "product(resident, pipeline, order, load, CONSUMER)"),
+        "S = product(resident, pipeline, order, number, K_BLOCKS, STREAMED, CONSUMER) * scale2",
+        "S = product(resident, pipeline, order, number, K_BLOCKS, STREAMED, CONSUMER)"),
     "the label offset is ignored": (
         "first_row + pairs.label_offset - first_column", "first_row - first_column"),
+}
+STREAMED_MISTAKES = {
+    "one consumer alone frees a stage": ("barriers(STAGES, EACH)", "barriers(STAGES, 1)"),
+    "both consumers multiply one half of T": ("2 * stage + CONSUMER", "2 * stage"),
+    "the halves of T are exchanged": ("2 * stage + half", "2 * stage + 1 - half"),
+    "every product has the first stage of I": ("stage if STREAMED else k", "0 if STREAMED else k"),
+    "the bytes of I are not announced": (
+        "I.block_type.nbytes + 2 * T.block_type.nbytes", "2 * T.block_type.nbytes"),
+    "stages of both are loaded while they are full": (
+        "mbarrier.wait(pipeline.empty.index(stage), (loads // STAGES & 1) ^ 1) "
+        "mbarrier.expect(full, I.block_type.nbytes + 2 * T.block_type.nbytes)",
+        "mbarrier.expect(full, I.block_type.nbytes + 2 * T.block_type.nbytes)"),
+    "the second consumer is never called": ("pred=k == (LEAD - 1) * (1 - CONSUMER)", "pred=False"),
+    "a tile beyond the edge counts": ("M % ROWS or N % width", "M % ROWS or N % ROWS"),
+    "loads are counted as if each tile had its own": (
+        "S = product(resident, pipeline, order, number, K_BLOCKS, STREAMED, CONSUMER) * scale2",
+        "S = product(resident, pipeline, order, 2 * number, K_BLOCKS, STREAMED, CONSUMER)"),
 }
 
 
 @pytest.fixture
 def errors_of(tmp_path, monkeypatch):
-    """errors_of(right, wrong) → errors of a copy with that mistake, for "both" and for "rows".
-
-    There is an odd number of tiles, and a tile has more loads than the pipeline has stages.
-    """
+    """errors_of(cases, right, wrong) → errors of a copy with that mistake in these cases."""
     monkeypatch.setattr(gluon_on_cpu, "SECONDS", 2.0)
     monkeypatch.setattr(gluon_on_cpu, "EARLY", 0.0)
     made = []
 
-    def errors(*mistake):
+    def errors(cases, *mistake):
         file = ("triton_hopper.py",) if mistake else ()
         package = mutation.copied_package(tmp_path, monkeypatch, *file, *mistake)
         made.append(package)
         modules = [mutation.module_of(package, name)
                    for name in ("backends", "triton_blocks", "triton_hopper")]
-        cases = [pairs(600, 600, 300, dtype=torch.float16),
-                 pairs(500, 600, 300, dtype=torch.float16, offset=77)]
         with prepared(modules, monkeypatch, programs=2, block=1024):
             return [max(excess(case, "hopper", loss=package.clip_loss).values()) for case in cases]
 
@@ -336,20 +357,36 @@ def errors_of(tmp_path, monkeypatch):
         mutation.forget(package)
 
 
-@pytest.mark.slow
-@ON_CPU
-def test_a_copy_without_mistakes_passes(errors_of):
-    assert max(errors_of()) <= 1
+def resident():
+    """Cases with both directions and with rows alone. There is an odd number of tiles, and a tile
+    has more loads than the pipeline has stages.
+    """
+    return [pairs(600, 600, 300, dtype=torch.float16),
+            pairs(500, 600, 300, dtype=torch.float16, offset=77)]
+
+
+def streamed():
+    """The same with wider features. The last tile of a row has no second beside it."""
+    return [pairs(640, 640, 600, dtype=torch.float16),
+            pairs(512, 640, 600, dtype=torch.float16, offset=77)]
 
 
 @pytest.mark.slow
 @ON_CPU
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("cases", [resident, streamed])
+def test_a_copy_without_mistakes_passes(cases, errors_of):
+    assert max(errors_of(cases())) <= 1
+
+
+@pytest.mark.slow
+@ON_CPU
+@pytest.mark.parametrize("mistake", [*MISTAKES, *STREAMED_MISTAKES])
 @pytest.mark.filterwarnings("ignore")  # of threads that end with the mistake
 def test_a_mistake_is_found(mistake, errors_of):
     """It gives NaN or wrong numbers, fails an assertion, or makes a part wait in vain."""
+    cases = resident() if mistake in MISTAKES else streamed()
     try:
-        errors = errors_of(*MISTAKES[mistake])
+        errors = errors_of(cases, *(MISTAKES | STREAMED_MISTAKES)[mistake])
     except (gluon_on_cpu.Deadlock, AssertionError) as error:
         assert "must be there once" not in str(error)
     else:
@@ -359,11 +396,15 @@ def test_a_mistake_is_found(mistake, errors_of):
 # ------------------------------------------------------------------------------ on a GPU
 
 
+WIDTHS = pytest.mark.parametrize("D", [512, 1024])
+
+
 @ON_HOPPER
 @TYPES
+@WIDTHS
 @pytest.mark.parametrize("programs", [5, 132])
-def test_the_same_bits_200_times(programs, dtype, monkeypatch):
-    case = pairs(1500, 1500, 512, dtype=dtype)
+def test_the_same_bits_200_times(programs, D, dtype, monkeypatch):
+    case = pairs(1500, 1500, D, dtype=dtype)
     with prepare(monkeypatch, programs, block=1024):
         first = run(case, "hopper")
         for _ in range(200):
@@ -373,10 +414,11 @@ def test_the_same_bits_200_times(programs, dtype, monkeypatch):
 
 @ON_HOPPER
 @TYPES
+@WIDTHS
 @pytest.mark.parametrize("options", [{}, {"captions": 5}, {"offset": 8192}], ids=str)
-def test_eight_thousand_against_blocks(options, dtype):
+def test_eight_thousand_against_blocks(options, D, dtype):
     """The backend "blocks" gives the same numbers. test_parity.py tests that one."""
-    case = pairs(8192, 3 * 8192 if "offset" in options else 8192, 512, dtype=dtype, **options)
+    case = pairs(8192, 3 * 8192 if "offset" in options else 8192, D, dtype=dtype, **options)
     found, expected = (run(case, backend) for backend in ("hopper", "blocks"))
     for name, x in expected.items():
         tolerance = 1e-4 if name == "loss" else 2 * torch.finfo(dtype).eps
@@ -385,10 +427,11 @@ def test_eight_thousand_against_blocks(options, dtype):
 
 @ON_HOPPER
 @TYPES
+@WIDTHS
 @pytest.mark.parametrize("M, offset", [(5000, 0), (5000, 3001), (8192, None)])
-def test_every_entry_of_a_block_against_blocks(M, offset, dtype):
+def test_every_entry_of_a_block_against_blocks(M, offset, D, dtype):
     """Gradients hide errors in small entries of G, because those of the pairs are much larger."""
-    N, D, both = 8192, 512, offset is None
+    N, both = 8192, offset is None
     case = pairs(M, N, D, dtype=dtype, offset=offset)
     labels = backends.Labels(offset or 0, both)
     I, T, scale = case.images, case.texts, torch.tensor(case.scale, device="cuda")  # noqa: E741

@@ -38,7 +38,9 @@ def test_it_compiles(dtype, D, architecture, tmp_path):
             assert kernel["wgmma"], f"{name} does without Hopper's matrix instruction"
             # With ids, or with rows alone and ragged tiles, gradient has some spills. The sigmoid
             # loss in registers, which "auto" takes for few pairs only, always has, and on Hopper.
-            few = {"sigmoid": 500, "hopper, sigmoid": 150, "gradient": 150 if D % 64 else 0}
+            few = {"sigmoid": 500, "hopper, sigmoid": 150}
+            if D % 64:
+                few |= {"gradient": 150, "hopper, block": 10 if D > 512 else 0}
             assert kernel["spills"] <= few.get(name, 0), f"{name} fetches registers from memory"
             if "hopper" in name:
                 assert kernel["registers"] <= 232, name  # what a consumer's thread gets

@@ -148,9 +148,9 @@ MISTAKES = {
     "blocks: the scale is missing": in_blocks(
         "square", ["dI", "dT"], "total * tl.load(scale)", "total"),
     "blocks: rows of padded features are taken for narrower ones": in_blocks(
-        "odd", ["ds"], "A + row * stride", "A + row * D"),
+        "odd", ["ds"], "own.A + row * own.stride", "own.A + row * D"),
     "blocks: the last rows get no gradient": in_blocks(
-        "square", ["dI", "dT"], "inside = (row < M)", "inside = (row < M - 1)"),
+        "square", ["dI", "dT"], "(row < own.rows)", "(row < own.rows - 1)"),
     "blocks: the tiles' order forgets the last rows": in_blocks(
         "tall", GRADIENTS, "tl.cdiv(M, HEIGHT) - group * GROUP, GROUP",
         "tl.cdiv(M, HEIGHT) - 1, GROUP"),
