@@ -32,6 +32,7 @@ from miniclip.data.pairs import load_pairs
 from miniclip.data.sources import Source
 from miniclip.files import read_text
 from miniclip.notices import one_line
+from miniclip.parallel import LOST, LostProcess, SaidByAnother, leave
 from miniclip.tasks.retrieval import retrieval
 from miniclip.tasks.search import DEFAULT_MODEL, find, index, search
 from miniclip.tasks.zero_shot import DRAWN_CLASSES, TEMPLATES, classify, zero_shot_report
@@ -222,28 +223,36 @@ def add_everyday(commands, common, weights, prompts):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """→ exit code: 0 for success, 1 for a run that diverged, 2 for bad input, 130 for Ctrl-C, 141
-    for a pipe that its reader closed."""
+    """→ exit code: 0 for success, 1 for a run that diverged, 2 for bad input, 3 for a process that
+    lost another one of its training, 130 for Ctrl-C, 141 for a pipe that its reader closed."""
     arguments = build_parser().parse_args(argv)
+    arguments.given = sys.argv[1:] if argv is None else argv
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images.py has its own limit
     sys.stdout.reconfigure(errors="replace")  # print "?" for what a terminal can't encode
     try:
-        arguments.function(arguments)
+        code = arguments.function(arguments) or 0
         sys.stdout.flush()
-        return 0
+        return code
+    except SaidByAnother as told:
+        return exit_code(told.__cause__)
     except BrokenPipeError:  # such as `| head`; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError, Diverged) as error:
         print(f"miniclip {arguments.command}: {one_line(error)}", file=sys.stderr)
-        return 2
-    except Diverged as error:
-        print(f"miniclip {arguments.command}: {error}", file=sys.stderr)
-        return 1
+        return exit_code(error)
     except KeyboardInterrupt as stop:  # a run's message says how to resume it
         kept = {"index": "; what was embedded is kept: the same command goes on from there"}
         print(f"\nstopped{str(stop) or kept.get(arguments.command, '')}", file=sys.stderr)
-        return 130
+        return exit_code(stop)
+
+
+def exit_code(error: BaseException) -> int:
+    """Of a command that ends with this error."""
+    codes = {Diverged: 1, LostProcess: LOST, KeyboardInterrupt: 130}
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), 2)
+    leave(code)
+    return code
 
 
 if __name__ == "__main__":

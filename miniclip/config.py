@@ -113,6 +113,11 @@ class TrainConfig:
     seed: int = setting(0, "seed of all randomness: weights, order, captions, augmentation")
     precision: str = setting("auto", "of the towers' products: 'bf16', 'float32', or 'auto': bf16 "
                                      "where the device is fast at it")
+    micro_batch: int = setting(0, "pairs of a process whose activations are in memory at a time, "
+                                  "for batches that don't fit: gradient caching (0: all)")
+    grad_checkpointing: bool = setting(False, "recompute each block in the backward pass: less "
+                                              "memory, a third more time")
+    compile: bool = setting(False, "torch.compile the model: minutes at the start, then faster")
     tracker: str = setting("", "log to 'tensorboard', 'wandb' or 'trackio' as well (empty: none)")
 
     def __post_init__(self):
@@ -126,7 +131,7 @@ class TrainConfig:
             ("learning_rate muon_learning_rate", lambda x: 0 <= x <= 1,
              "it must be from 0 to 1; usual are 0.001 (AdamW) and 0.02 (Muon)"),
             ("weight_decay", lambda x: 0 <= x <= 100, "it must be from 0 to 100"),
-            ("limit seed epochs unlock_last", lambda x: 0 <= x < 2**63,
+            ("limit seed epochs unlock_last micro_batch", lambda x: 0 <= x < 2**63,
              "it must be at least 0, below 2**63"),
             ("warmup", lambda x: -1 <= x < 2**63, "it must be at least 0, or -1"),
             ("lock", lambda x: x in ("", "image", "text"), "it must be 'image' or 'text'"),

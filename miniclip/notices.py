@@ -3,11 +3,20 @@
 import sys
 from functools import cache
 
+silent = False  # in all processes of a training but the first
+
 
 @cache
 def notice(line: str):
     """Print a line on standard error. The same line is printed once in a process."""
-    print(line, file=sys.stderr)
+    if not silent:
+        print(line, file=sys.stderr)
+
+
+def silence(whether: bool):
+    """From now on notices are printed, or not: other processes that train along print the same."""
+    global silent
+    silent = whether
 
 
 def one_line(error: Exception) -> str:

@@ -66,7 +66,9 @@ def orthogonalized(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     1.5. Smaller ones stay smaller (Jordan et al. 2024).
     """
     a, b, c = NEWTON_SCHULZ
-    X = matrix.to(torch.bfloat16 if bf16_is_fast(matrix.device) else torch.float32)
+    X = matrix
+    if matrix.dtype != torch.float64:
+        X = matrix.to(torch.bfloat16 if bf16_is_fast(matrix.device) else torch.float32)
     tall = X.shape[0] > X.shape[1]
     if tall:
         X = X.T

@@ -4,7 +4,8 @@
 
 Read `train` from top to bottom; the functions below it hold the details. Everything random is a
 function of the seed and the step. So a run that was stopped or killed can be resumed, and on a CPU
-it ends with the same weights, bit for bit.
+it ends with the same weights, bit for bit. With several processes each runs this same file on its
+own part of every batch (parallel.py).
 """
 
 import json
@@ -13,8 +14,9 @@ import resource
 import signal
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -34,6 +36,7 @@ from miniclip.files import append_row, one_writer, write_text
 from miniclip.model import CLIP
 from miniclip.notices import notice
 from miniclip.optim import build_optimizers, schedule
+from miniclip.parallel import ALONE, Workers, cached
 from miniclip.tasks.features import embed_images, embed_texts
 from miniclip.tasks.retrieval import retrieval
 from miniclip.tasks.zero_shot import shapes_report
@@ -53,7 +56,7 @@ class Diverged(ArithmeticError):
 
 def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="runs/default",
           device: str = "auto", resume: bool = False, fit_context: bool = True,
-          start: tuple | None = None) -> dict:
+          start: tuple | None = None, workers: Workers = ALONE) -> dict:
     """Train a CLIP into a run folder → the figures of its best checkpoint, as in metrics.json.
 
     Args:
@@ -67,6 +70,8 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
         fit_context: make the model's context longer if too many captions are longer than it.
         start: (model, tokenizer, transform) to begin with, as `miniclip.load` gives them; the model
             is trained in place. Default: what config.start_from names, or noise.
+        workers: the processes that train together, from `parallel.joined`. Rank 0 returns the
+            figures, the others {}.
 
     Raises:
         ValueError: input that cannot be trained on, or a folder that holds anything but a run.
@@ -78,7 +83,9 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
 
     # The data, and a tokenizer that learns from the training captions.
     start, model_config = starting_point(config, model_config, start, resume)
-    pairs, held_out, config = prepare_data(config, model_config, resume)
+    part = workers.part(config.batch_size)
+    with workers.first_then_others():
+        pairs, held_out, config = prepare_data(config, model_config, resume)
     if resume:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
     elif start:
@@ -87,7 +94,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
         tokenizer = make_tokenizer(pairs, model_config, fit_context)
         model_config = replace(model_config, vocab_size=tokenizer.vocab_size,  # few texts, few ids
                                context_length=tokenizer.context_length)
-    batches = Batches(pairs, tokenizer, model_config.image_size, config, device)
+    batches = Batches(pairs, tokenizer, model_config.image_size, config, device, part=part)
     tell_about(batches, held_out, config)
 
     # The model, and what will change it.
@@ -96,29 +103,34 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
     model = model.to(device).train()
     if config.lock:
         model.lock(config.lock, config.unlock_last)
+    if config.grad_checkpointing:
+        model.recompute_blocks()
     optimizers = build_optimizers(model, config)
     progress = {"step": 0, "best": -1.0, "best_step": 0, "seconds": 0.0,
                 "data": [pairs.summary, held_out.summary]}
 
-    if not resume:
+    if workers.first and not resume:
         checkpoint.make_folder(folder)
-    with one_writer(folder, "train"):
+    with one_writer(folder, "train") if workers.first else nullcontext():
         if resume:
             progress = restore(folder, config, model, optimizers, progress)
-        else:
-            save_config(config, folder / "train.json")  # first: this file marks a folder as a run
-            save_config(model_config, folder / "config.json")
-            tokenizer.save(folder / "tokenizer.json")
-        journal = Journal(folder, config)
-        if progress["step"] == 0:
+            workers.wait()  # all have read what rank 0 is going to change
+        if workers.first:
+            begin_folder(folder, config, model_config, tokenizer, progress["step"])
+        journal = Journal(folder, config) if workers.first else None
+        if workers.first and progress["step"] == 0:
             evaluate(folder, journal, model, tokenizer, held_out, progress)
         if config.lock and not config.unlock_last:
             use_locked_features(batches, model, tokenizer, pairs, config.lock)
+        towers = workers.wrapped(torch.compile(model) if config.compile else model)
+        loss_of = partial(contrast, model, workers)
+        beside = [] if model.logit_bias is None else [model.logit_bias]  # used by the loss alone
 
         steps = range(progress["step"], config.steps)
         begin = time.perf_counter() - progress["seconds"]
         recent = Recent()
-        with closing(journal), StopSignal() as stop, progress_bar(steps) as bar:
+        with (closing(journal) if journal else nullcontext(), StopSignal() as stop,
+              progress_bar(steps, workers.first) as bar):
             for step, pixels, tokens, ids, waited in prefetch(batches, steps):
                 share = schedule(step, config)
                 for optimizer in optimizers:
@@ -126,9 +138,14 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                         group["lr"] = group["peak"] * share
 
                 with fast_math(device, config.precision):
-                    image_features, text_features, scale = model(pixels, tokens)  # (B, D) twice, ()
-                    loss = contrast(model, image_features, text_features, scale, ids)
-                loss.backward()
+                    if config.micro_batch:
+                        loss, *features = cached(towers, pixels, tokens, config.micro_batch,
+                                                 partial(loss_of, ids), beside)
+                    else:
+                        features = towers(pixels, tokens)  # (B, D) of images, of texts; scale ()
+                        loss = loss_of(ids, *features)
+                if not config.micro_batch:
+                    loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
                 for optimizer in optimizers:
                     optimizer.step()
@@ -137,30 +154,33 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
 
                 done = progress["step"] = step + 1
                 bar.update()
-                recent.add(loss, norm, scale, waited)
+                recent.add(loss, norm, features[2], waited)
                 log_now = done % LOG_EVERY == 0
                 evaluate_now = done % config.eval_every == 0 or done == config.steps
-                stopping = stop.asked  # looked at once: what stops has been saved
-                save_now = evaluate_now or stopping
-                if not (log_now or save_now):
-                    continue  # without a wait for the device
+                if not (log_now or evaluate_now or stop.asked and workers.count == 1):
+                    continue  # without a wait for the device, or for other processes
 
+                stopping = workers.any(stop.asked)  # asked once: what stops has been saved
                 recent.check(done)
                 if log_now:
-                    row = recent.figures(done, len(pixels))
-                    row["accuracy"] = accuracy(image_features, text_features, ids)
+                    row = recent.figures(done, config.batch_size)
+                    row["loss"] = workers.mean(loss.detach()).item()
+                    row["accuracy"] = accuracy(*features[:2], ids, workers)
                     row["learning_rate"] = config.learning_rate * share
-                    journal.row(row)
+                    if workers.first:
+                        journal.row(row)
                     bar.set_postfix_str(in_short(row))
-                if evaluate_now:
+                if workers.first and evaluate_now:
                     evaluate(folder, journal, model, tokenizer, held_out, progress)
                 progress["seconds"] = time.perf_counter() - begin
-                if save_now:
+                if workers.first and (evaluate_now or stopping):
                     checkpoint.save_state(folder, model, optimizers, progress)
                 if stopping and done < config.steps:
                     raise KeyboardInterrupt(
                         f"; go on with: miniclip train --run {quote(str(folder))} --resume")
                 recent = Recent()
+        if not workers.first:
+            return {}
 
         # The best weights, from the disk: what is measured and drawn is what a user will load.
         model, tokenizer, _ = checkpoint.load(folder, device)
@@ -265,27 +285,42 @@ def use_locked_features(batches: Batches, model: CLIP, tokenizer: Tokenizer, pai
     """Compute a locked tower's features once, in place of every step: they are never augmented."""
     notice(f"the {side} tower is locked: its features are computed once, without augmentation")
     if side == "image":
-        batches.image_features = embed_images(model, pairs.images)
+        batches.image_features = embed_images(model, pairs.images).to(model.logit_scale.dtype)
     else:
-        batches.text_features = embed_texts(model, tokenizer, pairs.flat_captions()[0])
+        texts, _ = pairs.flat_captions()
+        batches.text_features = embed_texts(model, tokenizer, texts).to(model.logit_scale.dtype)
 
 
-def contrast(model: CLIP, image_features, text_features, scale, ids) -> torch.Tensor:
+def begin_folder(folder: Path, config: TrainConfig, model_config: ModelConfig,
+                 tokenizer: Tokenizer, step: int):
+    """Write what a run's folder begins with. If it is resumed from a step, remove later metrics."""
+    save_config(config, folder / "train.json")  # first: it marks a folder as a run. Data may move
+    if step == 0:
+        save_config(model_config, folder / "config.json")
+        tokenizer.save(folder / "tokenizer.json")
+    for name in ("metrics.jsonl", "similarity.jsonl"):
+        if step:
+            checkpoint.rewind_rows(folder / name, step)
+
+
+def contrast(model: CLIP, workers: Workers, ids, image_features, text_features,
+             scale) -> torch.Tensor:
     """Features (B, D) twice, (), ids (B,) or None → the loss that the model learns by, ().
 
     Two pairs with equal captions are no wrong answers to each other: the softmax leaves them out,
-    and to the sigmoid they are right ones.
+    and to the sigmoid they are right ones. With several processes it is the part of this one's
+    pairs in the loss of all: the mean over processes is the loss, and DDP takes that of gradients.
     """
+    options = {"image_ids": ids, "group": workers.group}
     if model.logit_bias is None:
-        return clip_loss(image_features, text_features, scale, image_ids=ids)
-    return sigmoid_loss(image_features, text_features, scale, model.logit_bias, image_ids=ids)
+        return clip_loss(image_features, text_features, scale, **options)
+    return sigmoid_loss(image_features, text_features, scale, model.logit_bias, **options)
 
 
 def restore(folder: Path, config: TrainConfig, model: CLIP, optimizers: list,
             progress: dict) -> dict:
     """Put a run's last saved step into model and optimizers → its progress.
 
-    Metrics that were written after that step are removed: those steps are run again.
     ValueError if the data are not those that the run was trained on.
     """
     state = checkpoint.load_state(folder)
@@ -296,9 +331,6 @@ def restore(folder: Path, config: TrainConfig, model: CLIP, optimizers: list,
     if progress["data"] != before:
         raise ValueError(f"{folder} was trained on {' and '.join(before)}; {config.data} "
                          f"has {' and '.join(progress['data'])} now: start a new --run")
-    save_config(config, folder / "train.json")  # the data may have moved
-    for name in ("metrics.jsonl", "similarity.jsonl"):
-        checkpoint.rewind_rows(folder / name, state["progress"]["step"])
     return state["progress"]
 
 
@@ -357,8 +389,9 @@ class Recent:
                 "waiting_share": round(self.waited / seconds, 4)}
 
 
-def progress_bar(steps: range) -> tqdm:
-    return tqdm(total=steps.stop, initial=steps.start, unit="step", dynamic_ncols=True)
+def progress_bar(steps: range, shown: bool) -> tqdm:
+    return tqdm(total=steps.stop, initial=steps.start, unit="step", dynamic_ncols=True,
+                disable=not shown)
 
 
 def in_short(row: dict) -> str:
@@ -368,11 +401,14 @@ def in_short(row: dict) -> str:
 
 
 @torch.no_grad()
-def accuracy(image_features, text_features, ids) -> float:
-    """Share of a batch's images (B, D) whose nearest text (B, D) is their own, or equal to it."""
-    nearest = (image_features.float() @ text_features.float().T).argmax(1)  # (B,) texts
-    own = torch.arange(len(nearest), device=nearest.device) if ids is None else ids
-    return (own[nearest] == own).double().mean().item()
+def accuracy(image_features, text_features, ids, workers: Workers = ALONE) -> float:
+    """Share of a batch's images (B, D) whose nearest text is their own, or equal to it: among the
+    texts (B, D) of all processes."""
+    texts = workers.gathered(text_features.detach().float())
+    nearest = (image_features.float() @ texts.T).argmax(1)  # (B,) texts
+    every = torch.arange(len(texts), device=texts.device) if ids is None else workers.gathered(ids)
+    own = every[workers.part(len(every))]
+    return workers.mean((every[nearest] == own).double().mean()).item()
 
 
 def evaluate(folder: Path, journal: Journal, model: CLIP, tokenizer: Tokenizer, held_out: Pairs,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 # A room imports only from rooms in lines above its own.
 ORDER = """
     config files device notices
-    tokenizer tracking
+    tokenizer tracking parallel
     data.drawing data.images data.captions data.splits data.hub
     data.scenes data.shifts data.columns
     data.caption_files
@@ -48,7 +48,8 @@ ORDER = """
 RANK = {room: rank for rank, line in enumerate(ORDER.split("\n")) for room in line.split()}
 FOLDERS = ("data", "weights", "tasks", "experiments", "commands")
 PACKAGES = [path.parent for path in (ROOT / "miniclip").glob("*/__init__.py")]
-ROOMS = sorted(path for path in (ROOT / "miniclip").rglob("*.py") if path.name != "__init__.py")
+ROOMS = sorted(path for path in (ROOT / "miniclip").rglob("*.py")
+               if path.name not in ("__init__.py", "__main__.py"))
 KERNELS = sorted((ROOT / "kernels/miniclip_kernels").glob("*.py"))
 BENCHMARKS = sorted([*ROOT.glob("kernels/benchmarks/*.py"), *ROOT.glob("tests/benchmarks/*.py")])
 OURS = [*ROOMS, *KERNELS, *BENCHMARKS, *sorted((ROOT / "tests").rglob("test_*.py"))]

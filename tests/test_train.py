@@ -477,8 +477,8 @@ def test_the_context_is_lengthened_to_77_at_most(tmp_path, folder, cache, capsys
 def test_equal_captions_are_no_wrong_answers(tmp_path, folder, cache, every_step, monkeypatch):
     """Four captions on 160 images: every loss gets ids, and recall knows the answers as right."""
     given = []
-    monkeypatch.setattr("miniclip.train.clip_loss", lambda *features, image_ids: (
-        given.append(image_ids), clip_loss(*features, image_ids=image_ids))[1])
+    monkeypatch.setattr("miniclip.train.clip_loss", lambda *features, image_ids, group: (
+        given.append(image_ids), clip_loss(*features, image_ids=image_ids, group=group))[1])
     write_coloured(folder, ["red", "green", "blue", "white"])
     metrics = train(replace(CONFIG, data=str(folder), limit=0), MODEL, tmp_path / "run", "cpu")
     assert all(len(ids.unique()) <= 4 and len(ids) == 16 for ids in given) and len(given) == 6

@@ -7,10 +7,10 @@ The first candidate of each kernel is what `triton_tiles.launch_options` and `tr
 say now. A candidate changes what it names (TILE: the height and width of a square tile). Inputs are
 bfloat16 unit vectors, N = 32,768 (`--size`), D = 512 (`--features`). `sums` is timed in the forward
 pass, `gradient` and `block` in the backward pass of "triton" and of "blocks". "hopper sums" and
-"hopper block" are the same passes of "hopper", whose tiles are fixed. (Above 512 features it streams
-both operands. "auto" does not choose that before a record says that it pays.) share_of_peak counts
-2N²D and 6N²D operations, over the rate of a large matrix product in the same run. Results are
-written to kernels/results/tiles/DEVICE-D.json, best first. The script changes no setting of the
+"hopper block" are the same passes of "hopper", whose tiles are fixed. (Above 512 features it
+streams both operands. "auto" does not choose that before a record says that it pays.) share_of_peak
+counts 2N²D and 6N²D operations, over the rate of a large matrix product in the same run. Results
+are written to kernels/results/tiles/DEVICE-D.json, best first. The script changes no setting of the
 package.
 """
 

@@ -59,8 +59,8 @@ def clip_loss(image_features, text_features, logit_scale, *, label_offset=0, dir
 
             or "auto". On CUDA with compute capability 8.0 or higher, "auto" is "triton" if D ≤ 64
             or M·N·D ≤ 2²⁸ (724 pairs of 512 features). Above, it is "hopper", or "blocks" where
-            "hopper" can't run or D > 512. On other accelerators, and for float64 or D > 2048, it is "chunked",
-            on a CPU "tiled". A named backend that can't run raises.
+            "hopper" can't run or D > 512. On other accelerators, and for float64 or D > 2048, it is
+            "chunked", on a CPU "tiled". A named backend that can't run raises.
 
     Returns:
         The loss, a scalar in float32 (float64 for float64 features), under autocast too.

@@ -146,7 +146,7 @@ def sums_of(sums, A, dA):
 
 
 def scaled(ready, scale, upstream, weight):
-    """Write the gradients of one or two `Sums`, in one launch → the last one's shares of ds (…,)."""
+    """Write the gradients of one or two `Sums`, in one launch → the last's shares of ds (…,)."""
     first, last = ready[0], ready[-1]
     D = first.sums.shape[1]
     wide = triton.next_power_of_2(D)

@@ -218,7 +218,8 @@ def sums_consumer(work, resident, pipeline, order, pairs, scale, room, row_sums,
             if tile < work.last_tile:
                 columns = tile * BLOCK + column
                 number = turns - 1 if STREAMED else rounds * tiles + tile - work.first_tile
-                S = product(resident, pipeline, order, number, K_BLOCKS, STREAMED, CONSUMER) * scale2
+                S = product(resident, pipeline, order, number, K_BLOCKS, STREAMED,
+                            CONSUMER) * scale2
                 S = leave_out(S, rows, columns, pairs.M, pairs.N, pairs.label_offset,
                               pairs.image_ids, pairs.text_ids, RAGGED)
                 E = gl.exp2(S - shift)

@@ -21,6 +21,7 @@ from miniclip.data.sources import Source
 from miniclip.device import pick_device
 from miniclip.notices import notice
 from miniclip.optim import schedule
+from miniclip.parallel import Workers, joined, launch, surroundings
 from miniclip.tasks.retrieval import retrieval
 from miniclip.train import train
 from miniclip.weights.average import average, check_alike, write_model
@@ -45,9 +46,14 @@ def add_commands(commands, common, weights):
     command.add_argument("--preset", choices=PRESETS,
                          help=f"a whole recipe (default {DEFAULT}, with --from finetune); the "
                               "options below change single settings of it")
-    command.add_argument("--run", metavar="DIR", help="the run's folder (default runs/PRESET)")
+    command.add_argument("--run", "--folder", metavar="DIR",
+                         help="the run's folder (default runs/PRESET); under torchrun --folder, "
+                              "which takes --run for one of its own options")
     command.add_argument("--resume", action="store_true",
                          help="go on from the last saved step; with --steps, for longer")
+    command.add_argument("--processes", type=int, default=1, metavar="K",
+                         help="train in so many processes of this machine, such as one for each "
+                              "GPU; each has a part of every batch (default 1)")
     add_settings(command, TrainConfig, "training settings")
     add_settings(command, ModelConfig, "model settings")
     command.set_defaults(function=run_train)
@@ -99,11 +105,27 @@ def chosen(arguments, kind) -> dict:
 
 
 def run_train(arguments):
-    """miniclip train: new, resumed, or from weights that are there."""
+    """miniclip train: in one process, or in several that torchrun, Slurm or --processes start."""
+    if arguments.processes < 1:
+        raise ValueError(f"--processes is {arguments.processes}; it must be at least 1")
+    if arguments.processes == 1:
+        with joined(pick_device(arguments.device)) as workers:
+            run_one(arguments, workers)
+        return 0
+    if surroundings():
+        raise ValueError("--processes starts processes itself: leave it out under torchrun or srun")
+    pick_device(arguments.device)
+    # Of an option that comes twice, the last counts.
+    return launch(arguments.processes, [*arguments.given, "--processes", "1"])
+
+
+def run_one(arguments, workers: Workers):
+    """Train: a new run, a resumed one, or one from weights that are there."""
     settings, shape = chosen(arguments, TrainConfig), chosen(arguments, ModelConfig)
     preset = arguments.preset or ("finetune" if "start_from" in settings else DEFAULT)
     folder = Path(arguments.run or f"runs/{preset}")
-    options = {"folder": folder, "device": arguments.device, "resume": arguments.resume}
+    options = {"folder": folder, "device": arguments.device, "resume": arguments.resume,
+               "workers": workers}
     if arguments.resume:
         metrics = train(*resumed(folder, settings, shape), **options)
     elif "start_from" in settings:
@@ -115,7 +137,7 @@ def run_train(arguments):
         metrics = train(config, start=start, **options)
     else:
         metrics = new_run(preset, settings, shape, options)
-    if not as_json(arguments, metrics):
+    if workers.first and not as_json(arguments, metrics):
         print_training(metrics, folder)
 
 
@@ -154,7 +176,8 @@ def new_run(preset: str, settings: dict, shape: dict, options: dict) -> dict:
     except HubUnreachable as error:
         if Source.find(config.data or None).explicit:
             raise
-        print(NO_HUB.format(error=error), file=sys.stderr)
+        if options["workers"].first:
+            print(NO_HUB.format(error=error), file=sys.stderr)
     return train(*recipe("shapes", settings, shape), **options)
 
 

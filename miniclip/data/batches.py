@@ -18,19 +18,24 @@ from miniclip.data.images import normalize
 from miniclip.data.pairs import Pairs
 from miniclip.tokenizer import Tokenizer
 
+AT_ONCE = 512  # images that are augmented at a time: several copies of them are in memory
+
 
 def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: torch.Generator,
-            sided: torch.Tensor | None = None):
+            sided: torch.Tensor | None = None, part: slice = slice(None), total: int = 0):
     """uint8 (B, R, R, 3) → normalised float32 (B, 3, S, S), each with a random crop, flip, colour.
 
     The random resized crop (Szegedy et al. 2015, arXiv 1409.4842, section 6) and the flip are one
     affine map for each image; brightness, contrast and saturation change by up to `jitter`. The
     images that are `sided` (B,) are never mirrored: their captions say left or right.
+
+    part, total: the images are this part of a batch of so many (0: all of it), and get the numbers
+    that are drawn for it.
     """
     B = len(images)
 
     def uniform(low, high):  # drawn on the CPU, so that every device sees the same crops
-        return torch.empty(B).uniform_(low, high, generator=generator)
+        return torch.empty(total or B).uniform_(low, high, generator=generator)[part]
 
     side = uniform(config.crop, 1).sqrt()  # of the crop, as a share of the image's side
     # Aspect ratios of 3:4 to 4:3; where nothing is cropped, of 1.
@@ -43,13 +48,24 @@ def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: tor
     theta[:, 0, 0], theta[:, 1, 1] = width * flip, height
     # The image reaches from −1 to 1: a crop of width w can move by ±(1 − w).
     theta[:, 0, 2], theta[:, 1, 2] = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    colours = [uniform(-config.jitter, config.jitter) for _ in range(3)] if config.jitter else []
+    some = [slice(i, i + AT_ONCE) for i in range(0, B, AT_ONCE)]
+    done = [drawn(images[s], size, theta[s], [x[s] for x in colours]) for s in some]
+    return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def drawn(images: torch.Tensor, size: int, theta: torch.Tensor, colours: list) -> torch.Tensor:
+    """uint8 (B, R, R, 3) → normalised float32 (B, 3, S, S), with these maps and these colours.
+
+    theta (B, 2, 3); colours: brightness, contrast and saturation, each (B,), or nothing.
+    """
     pixels = normalize(images)
-    grid = F.affine_grid(theta.to(pixels.device), (B, 3, size, size), align_corners=False)
+    grid = F.affine_grid(theta.to(pixels.device), (len(images), 3, size, size),
+                         align_corners=False)
     pixels = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
-    if config.jitter:
-        brightness, contrast, saturation = (
-            uniform(-config.jitter, config.jitter)[:, None, None, None].to(pixels.device)
-            for _ in range(3))
+    if colours:
+        brightness, contrast, saturation = (x[:, None, None, None].to(pixels.device)
+                                            for x in colours)
         # lerp(a, b, w) = a + w (b − a): a negative w leads away from grey.
         gray = pixels.mean(1, keepdim=True)
         pixels = torch.lerp(pixels, gray, -saturation)
@@ -67,11 +83,14 @@ class Batches:
 
     image_features (N, D), text_features (M, D): of a locked tower, for every image or caption. They
     come in place of pixels or tokens, and are not augmented.
+
+    part: of each batch, for one of several processes. All draw the same random numbers, for the
+    whole batch, so the parts together are the batch of a single process.
     """
 
     def __init__(self, pairs: Pairs, tokenizer: Tokenizer, size: int, config: TrainConfig,
                  device="cpu", image_features: torch.Tensor | None = None,
-                 text_features: torch.Tensor | None = None):
+                 text_features: torch.Tensor | None = None, part: slice = slice(None)):
         if (count := len(pairs)) < 2:
             raise ValueError(f"{pairs.name} has {count} image: contrast needs 2 at least, beside "
                              "those that are held out for validation; add some")
@@ -80,6 +99,7 @@ class Batches:
                              f"{pairs.name}; set --batch-size {count} or less")
         self.images, self.size, self.config, self.device = pairs.images, size, config, device
         self.image_features, self.text_features = image_features, text_features
+        self.part = part
         self.per_epoch = len(pairs) // config.batch_size
         texts, owner = pairs.flat_captions()
         self.tokens = tokenizer(texts)  # (M, L), encoded once
@@ -105,22 +125,25 @@ class Batches:
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         images, rows = self.numbers(step)
+        ids = self.sentences[rows]
+        equal = len(np.unique(ids)) < len(ids)  # in the whole batch: all processes find the same
+        total, images, ids, part = len(images), images[self.part], ids[self.part], self.part
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
         if self.image_features is None:
             pixels = self.sent(torch.from_numpy(self.images[images]))
-            pixels = augment(pixels, self.size, self.config, generator, self.sided[images])
+            pixels = augment(pixels, self.size, self.config, generator, self.sided[images], part,
+                             total)
         else:
             pixels = self.sent(self.image_features[images])
         if self.text_features is None:
             tokens = self.tokens[rows]
             if self.config.word_dropout:
                 tokens = drop_words(tokens, self.config.word_dropout, generator)
+            tokens = tokens[part]
             # Columns after the longest text's end token can't change a result: leave them out.
             tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
         else:
-            tokens = self.text_features[rows]
-        ids = self.sentences[rows]
-        equal = len(np.unique(ids)) < len(ids)
+            tokens = self.text_features[rows[part]]
         return pixels, self.sent(tokens), self.sent(torch.from_numpy(ids)) if equal else None
 
     def sent(self, tensor: torch.Tensor) -> torch.Tensor:
