@@ -53,6 +53,11 @@ def read_rows(path: Path) -> list[dict]:
     raise ValueError(f"{path} is damaged: not every line is JSON")
 
 
+def cache_folder() -> Path:
+    """$MINICLIP_CACHE, or ~/.cache/miniclip."""
+    return Path(os.environ.get("MINICLIP_CACHE") or "~/.cache/miniclip").expanduser()
+
+
 @contextmanager
 def one_writer(folder: Path, command: str):
     """One process at a time writes to a run or an index; ValueError if another one does."""

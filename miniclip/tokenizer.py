@@ -273,11 +273,11 @@ class Tokenizer:
             ids += known
         return ids
 
-    def __call__(self, texts: str | list[str]) -> torch.Tensor:
+    def __call__(self, texts: str | list[str], tell: bool = True) -> torch.Tensor:
         """Tokens for the text tower: int64 (B, context_length), one row for each text.
 
         A row is start, the ids, end, and then zeros. A text that is too long is truncated, but
-        keeps its end token; a notice says how many are. One str counts as a list of one.
+        keeps its end token; a notice says how many are, if `tell`. One str counts as a list of one.
         """
         texts = [texts] if isinstance(texts, str) else texts
         truncated = 0
@@ -288,7 +288,7 @@ class Tokenizer:
             truncated += len(ids) > self.context_length - 2
             ids = ids[: self.context_length - 2]
             row[: len(ids) + 2] = [self.start_id, *ids, self.end_id]
-        if truncated:
+        if truncated and tell:
             notice(f"{truncated:,} of {len(texts):,} texts are longer than the model's "
                    f"{self.context_length} tokens: the rest of each is cut off")
         return tokens

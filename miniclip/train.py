@@ -194,6 +194,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
 
 
 LONGEST_FIT = 77  # tokens, CLIP's own context
+ENOUGH_TEXTS = 1_000_000  # to train a tokenizer on
 ENOUGH = 50  # held-out images, and different captions: of fewer, ten guesses find one by chance
 
 
@@ -250,6 +251,7 @@ def make_tokenizer(pairs: Pairs, model_config: ModelConfig, fit_context: bool) -
     most). Without fit_context it is the model's, and a notice says what would hold them.
     """
     texts, _ = pairs.flat_captions()
+    texts = texts[:: -(-len(texts) // ENOUGH_TEXTS)]  # of millions, each second, third, …
     tokenizer = Tokenizer.train(texts, model_config.vocab_size, model_config.context_length)
     lengths = np.array([len(tokenizer.encode(text)) + 2 for text in texts])  # with start and end
     wanted = int(np.quantile(lengths, 0.99, method="higher"))

@@ -19,12 +19,11 @@ ORDER = """
     config files device notices
     tokenizer tracking parallel
     data.drawing data.images data.captions data.splits data.hub
-    data.scenes data.shifts data.columns
-    data.caption_files
+    data.scenes data.shifts data.columns data.shards
+    data.caption_files data.streamed
     data.folders
     data.tables
     data.sources
-    data.shards
     data.labelled data.annotated data.pairs
     data.batches data.caption_classes data.styled
     model

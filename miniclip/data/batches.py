@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from miniclip.config import TrainConfig
-from miniclip.data.captions import names_a_side, sentence_numbers
+from miniclip.data.captions import sentence_numbers
 from miniclip.data.images import normalize
 from miniclip.data.pairs import Pairs
 from miniclip.tokenizer import Tokenizer
@@ -49,9 +49,12 @@ def augment(images: torch.Tensor, size: int, config: TrainConfig, generator: tor
     # The image reaches from −1 to 1: a crop of width w can move by ±(1 − w).
     theta[:, 0, 2], theta[:, 1, 2] = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
     colours = [uniform(-config.jitter, config.jitter) for _ in range(3)] if config.jitter else []
-    some = [slice(i, i + AT_ONCE) for i in range(0, B, AT_ONCE)]
-    done = [drawn(images[s], size, theta[s], [x[s] for x in colours]) for s in some]
-    return done[0] if len(done) == 1 else torch.cat(done)
+    if B <= AT_ONCE:
+        return drawn(images, size, theta, colours)
+    pixels = theta.new_empty(B, 3, size, size, device=images.device)
+    for some in (slice(i, i + AT_ONCE) for i in range(0, B, AT_ONCE)):
+        pixels[some] = drawn(images[some], size, theta[some], [x[some] for x in colours])
+    return pixels
 
 
 def drawn(images: torch.Tensor, size: int, theta: torch.Tensor, colours: list) -> torch.Tensor:
@@ -102,11 +105,10 @@ class Batches:
         self.part = part
         self.per_epoch = len(pairs) // config.batch_size
         texts, owner = pairs.flat_captions()
-        self.tokens = tokenizer(texts)  # (M, L), encoded once
         self.counts = np.bincount(owner)  # captions of each image
-        self.first = np.cumsum(self.counts) - self.counts  # its first row in tokens
-        self.sentences = sentence_numbers(texts)  # (M,)
-        self.sided = torch.tensor([names_a_side(captions) for captions in pairs.captions])  # (N,)
+        self.first = np.cumsum(self.counts) - self.counts  # the number of its first caption
+        self.encoded = (EncodedWhenNeeded if pairs.streamed else EncodedOnce)(texts, tokenizer)
+        self.sided = torch.from_numpy(pairs.name_a_side())  # (N,)
         # Cached for an epoch: a million images take a tenth of a second.
         self.order = lru_cache(maxsize=1)(self.order)
 
@@ -117,7 +119,7 @@ class Batches:
         return order, (self.first + rng.integers(self.counts))[order]
 
     def numbers(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which images a batch holds, and which rows of `tokens` describe them, both (B,)."""
+        """Which images a batch holds, and which of all captions describe them, both (B,)."""
         epoch, index = divmod(step, self.per_epoch)
         batch = slice(index * self.config.batch_size, (index + 1) * self.config.batch_size)
         images, rows = self.order(epoch)
@@ -125,7 +127,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         images, rows = self.numbers(step)
-        ids = self.sentences[rows]
+        tokens, ids = self.encoded(rows)
         equal = len(np.unique(ids)) < len(ids)  # in the whole batch: all processes find the same
         total, images, ids, part = len(images), images[self.part], ids[self.part], self.part
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
@@ -136,7 +138,6 @@ class Batches:
         else:
             pixels = self.sent(self.image_features[images])
         if self.text_features is None:
-            tokens = self.tokens[rows]
             if self.config.word_dropout:
                 tokens = drop_words(tokens, self.config.word_dropout, generator)
             tokens = tokens[part]
@@ -151,6 +152,27 @@ class Batches:
         if torch.device(self.device).type == "cuda":
             tensor = tensor.contiguous().pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+
+class EncodedOnce:
+    """All M captions, encoded beforehand: rows (B,) → tokens (B, L), sentence numbers (B,)."""
+
+    def __init__(self, texts: list[str], tokenizer: Tokenizer):
+        self.tokens, self.sentences = tokenizer(texts), sentence_numbers(texts)
+
+    def __call__(self, rows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        return self.tokens[rows], self.sentences[rows]
+
+
+class EncodedWhenNeeded:
+    """The same for captions that are too many to keep: those of a batch at a time."""
+
+    def __init__(self, texts, tokenizer: Tokenizer):
+        self.texts, self.tokenizer = texts, tokenizer
+
+    def __call__(self, rows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        texts = [self.texts[row] for row in rows.tolist()]
+        return self.tokenizer(texts, tell=False), sentence_numbers(texts)
 
 
 def prefetch(batches: Batches, steps: range) -> Iterator[tuple]:

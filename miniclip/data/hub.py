@@ -1,6 +1,7 @@
 """The Hugging Face Hub: is it there, does it have this set, and errors in one line."""
 
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from miniclip.notices import one_line
 
@@ -15,8 +16,15 @@ def unreachable(where: str, error: Exception) -> HubUnreachable:
                           f"{one_line(error)}); --data shapes, or a folder, needs no Hub")
 
 
-def check_hub(where: str, explicit: bool = True) -> set[str]:
-    """Ask the Hub once, before `datasets` retries for half a minute → the set's file names.
+class Listing(NamedTuple):
+    """What the Hub says of a data set."""
+
+    names: set[str]  # of its files
+    revision: str  # the commit that has them
+
+
+def check_hub(where: str, explicit: bool = True) -> Listing:
+    """Ask the Hub once, before `datasets` retries for half a minute → the set's files.
 
     explicit: whether the user named the set. A proxy's 403 for the default data set only means that
     the Hub is out of reach.
@@ -26,8 +34,8 @@ def check_hub(where: str, explicit: bool = True) -> set[str]:
     from huggingface_hub import HfApi, errors
 
     try:
-        files = HfApi().dataset_info(where, timeout=10).siblings or ()
-        return {file.rfilename for file in files}
+        found = HfApi().dataset_info(where, timeout=10)
+        return Listing({file.rfilename for file in found.siblings or ()}, found.sha or "main")
     except Exception as error:  # of any network library; the message gives the reason
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
         if explicit and status in (401, 403, 404):

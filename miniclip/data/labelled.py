@@ -45,7 +45,7 @@ def labelled_images(where: str, split: str | None = None, renamed: dict[str, str
     if source.kind == "shapes":
         rows, labels = scene_images(split)
     elif source.kind == "hub":
-        files = HubFiles(source.where, check_hub(source.where))
+        files = HubFiles(source.where, *check_hub(source.where))
         if is_sharded(files.names):
             rows, labels, templates = sharded_set(files, where, split)
         else:

@@ -24,9 +24,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from miniclip.data.captions import names_a_side
 from miniclip.data.images import decode
 from miniclip.data.sources import Source
 from miniclip.data.splits import standard
+from miniclip.data.streamed import Captions
+from miniclip.files import cache_folder
 
 CACHE_VERSION = 6  # raise it when the same source would give other pixels or captions
 DAY = 24 * 60 * 60  # seconds
@@ -34,7 +37,10 @@ DAY = 24 * 60 * 60  # seconds
 
 @dataclass(frozen=True)
 class Pairs:
-    """One split, ready: images (N, S, S, 3) uint8, memory-mapped; captions[i], those of image i."""
+    """One split, ready: images (N, S, S, 3) uint8, memory-mapped; captions[i], those of image i.
+
+    Of tar shards both are read when they are asked for (streamed.py).
+    """
 
     images: np.ndarray
     captions: list[list[str]]
@@ -44,8 +50,20 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.captions)
 
+    @property
+    def streamed(self) -> bool:
+        return isinstance(self.captions, Captions)
+
+    def name_a_side(self) -> np.ndarray:
+        """Whether an image's captions say left or right, (N,) bool."""
+        if self.streamed:
+            return self.captions.sided
+        return np.array([names_a_side(captions) for captions in self.captions], bool)
+
     def flat_captions(self) -> tuple[list[str], np.ndarray]:
         """All captions in one list, and the image index (M,) int64 that each belongs to."""
+        if self.streamed:
+            return self.captions.texts, np.repeat(np.arange(len(self)), self.captions.counts)
         owner = np.repeat(np.arange(len(self)), [len(c) for c in self.captions])
         return [caption for captions in self.captions for caption in captions], owner
 
@@ -61,30 +79,28 @@ class Examples:
     names: tuple[str, ...]
 
 
-def cache_folder() -> Path:
-    """$MINICLIP_CACHE, or ~/.cache/miniclip."""
-    return Path(os.environ.get("MINICLIP_CACHE") or "~/.cache/miniclip").expanduser()
-
-
 def load_pairs(source: Source, split: str, size: int, limit: int = 0) -> Pairs:
     """The first `limit` images (0: all) of a split, from the cache, built first if need be.
 
-    Raises ValueError for a negative limit and for a source that can't be read,
-    HubUnreachable for a Hub that does not answer.
+    The training split of tar shards stays where it is. Raises ValueError for a negative limit and
+    for a source that can't be read, HubUnreachable for a Hub that does not answer.
     """
     if not 0 <= limit < 2**63:
         raise ValueError(f"limit is {limit}; it must be 0 (all) or a number of images")
     split = standard(split)
+    name = source.where if source.kind == "hub" else Path(source.where).name  # a folder's own name
     key = "\n".join([str(CACHE_VERSION), source.kind, source.identity(split), split, str(size),
                      str(limit)])
     folder = cache_folder() / hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
     meta = read_meta(folder, size)
+    if meta is None and split == "train" and source.sharded:
+        images, captions, summary = source.sharded.samples(split, size, limit)
+        return Pairs(images, captions, f"{name}:{split}", summary)
     if meta is None:
         meta = build_cache(folder, source, split, size, limit)
         print(f"{source.where}, {split}: {meta['summary']}", file=sys.stderr)
     shape = (len(meta["captions"]), size, size, 3)
     images = np.memmap(folder / "images.u8", np.uint8, "r", shape=shape)
-    name = source.where if source.kind == "hub" else Path(source.where).name  # a folder's own name
     return Pairs(images, meta["captions"], f"{name}:{split}", meta["summary"])
 
 

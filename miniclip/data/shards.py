@@ -31,44 +31,94 @@ LARGEST = 2**30  # bytes of one member: more is no image
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """The files of a set in a folder: `names` of all, `open` one."""
+    """The files of a set in a folder: `names` of all, `open` one, `read` a part of one."""
 
     root: Path
 
     @property
+    def where(self) -> str:
+        return str(self.root)
+
+    @property
     def names(self) -> set[str]:
-        return {path.relative_to(self.root).as_posix() for path in self.root.glob("*")} | {
-            path.relative_to(self.root).as_posix() for path in self.root.glob(f"*/{COUNT}")}
+        patterns = "*", f"*/{COUNT}", "*/*.tar*"
+        return {path.relative_to(self.root).as_posix() for pattern in patterns
+                for path in self.root.glob(pattern)}
 
     def open(self, name: str):
         return open(self.root / name, "rb")
 
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """`size` bytes from `start` on; fewer at the end of the file."""
+        with open(self.root / name, "rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def stamp(self, name: str) -> str:
+        """What changes with the file's content."""
+        stat = (self.root / name).stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class OneFile(FolderFiles):
+    """The same for a single file of a folder."""
+
+    name: str
+
+    @property
+    def names(self) -> set[str]:
+        return {self.name}
+
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The files of a data set on the Hub, read as they arrive; `names` of all."""
+    """The files of a data set on the Hub, read as they arrive; otherwise like FolderFiles."""
 
     repository: str
     names: set[str]
+    revision: str = "main"
 
-    def open(self, name: str):
+    @property
+    def where(self) -> str:
+        return self.repository
+
+    def address(self, name: str) -> str:
         from huggingface_hub import hf_hub_url
 
-        return Download(hf_hub_url(self.repository, name, repo_type="dataset"))
+        return hf_hub_url(self.repository, name, repo_type="dataset", revision=self.revision)
+
+    def open(self, name: str):
+        return Download(self.address(name))
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        parts = []
+        with Download(self.address(name), start, start + size) as file:
+            while part := file.read():
+                parts.append(part)
+        return b"".join(parts)
+
+    def stamp(self, name: str) -> str:
+        return self.revision
 
 
 class Download:
-    """A file behind an address, read once from its beginning; goes on where a connection broke.
+    """A file behind an address, or a part of it, read once; goes on where a connection broke.
 
     HubUnreachable after five attempts without a byte. (`urllib` and no library of the Hub's: theirs
     store what they read, and ImageNet's sets have gigabytes.)
     """
 
-    def __init__(self, address: str):
-        self.address, self.place, self.answer = address, 0, None
+    def __init__(self, address: str, start: int = 0, end: int | None = None):
+        self.address, self.place, self.end, self.answer = address, start, end, None
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, at least one unless the file has ended; fewer than `size` perhaps."""
+        if self.end is not None:
+            left = self.end - self.place
+            size = left if size < 0 else min(size, left)
+            if not size:
+                return b""
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(WAIT * 2 ** (attempt - 1))
@@ -93,7 +143,8 @@ class Download:
         raise HubUnreachable(f"{self.address}: {one_line(error)}")
 
     def request(self):
-        headers = {"Range": f"bytes={self.place}-"} if self.place else {}
+        last = "" if self.end is None else self.end - 1
+        headers = {"Range": f"bytes={self.place}-{last}"} if self.place or self.end else {}
         answer = urllib.request.urlopen(
             urllib.request.Request(self.address, headers=headers), timeout=60)
         if self.place and answer.status != 206:  # the whole file again: skip what is known

@@ -1,10 +1,10 @@
-"""Where pairs come from: generated shapes, the Hub, tables, a folder of images with captions.
+"""Where pairs come from: generated shapes, the Hub, tables, tar shards, images with captions.
 
-    shapes | a Hub id | a folder of parquet files, or as `datasets` saves it | images with captions
+    shapes | a Hub id | parquet files, or what `datasets` saves | tar shards | images with captions
         ──Source.rows──▶ (name, image as bytes, path, array or PIL image, captions), one at a time
 
-tables.py reads the second and the third, folders.py the fourth. pairs.py decodes them once into a
-cache; batches.py makes batches of them.
+tables.py reads the second and the third, streamed.py the fourth, folders.py the last. pairs.py
+decodes them once into a cache; batches.py makes batches of them.
 """
 
 import os
@@ -17,8 +17,10 @@ from pathlib import Path
 from miniclip.data import drawing, scenes
 from miniclip.data.caption_files import SUFFIXES
 from miniclip.data.folders import ImageFiles, ImageFolder
-from miniclip.data.hub import HUB_ID
+from miniclip.data.hub import HUB_ID, check_hub
+from miniclip.data.shards import FolderFiles, HubFiles, OneFile
 from miniclip.data.splits import unknown_split
+from miniclip.data.streamed import ShardedSet, tar_names
 from miniclip.data.tables import parquet_files, table_rows
 
 HUB_DEFAULT = "jxie/flickr8k"
@@ -28,7 +30,7 @@ SHAPES_SPLITS = {"train": (24000, 1), "validation": (1000, 2), "test": (1000, 3)
 
 @dataclass(frozen=True)
 class Source:
-    """Where pairs come from: kind is 'shapes', 'hub', 'parquet', 'saved' or 'folder'.
+    """Where pairs come from: kind is 'shapes', 'hub', 'parquet', 'saved', 'tars' or 'folder'.
 
     where: the Hub's id, or the path of a folder or of a single table. image_key, caption_key: names
     of the columns where they are unusual (columns.py).
@@ -69,7 +71,10 @@ class Source:
         if self.kind == "hub":
             return "\n".join([self.where, *keys])
         root = Path(self.where)
-        if self.kind == "folder":
+        if self.kind == "tars":
+            paths = {str(root.parent / name if root.is_file() else root / name)
+                     for shards in self.sharded.shards.values() for name in shards}
+        elif self.kind == "folder":
             images = (path for _, path, _ in self.folder.splits["all"] if path)
             paths = {*images, *map(str, self.folder.tables)}
         else:
@@ -86,6 +91,19 @@ class Source:
         """Read once for all splits, and for the cache's key."""
         return ImageFolder(Path(self.where), self.image_key, self.caption_key)
 
+    @cached_property
+    def sharded(self) -> ShardedSet | None:
+        """A set of tar shards, in a folder or on the Hub; None for all others."""
+        path, files = Path(self.where), None
+        if self.kind == "tars":
+            files = OneFile(path.parent, path.name) if path.is_file() else FolderFiles(path)
+        elif self.kind == "hub":
+            repository = self.where.partition(":")[0]
+            files = HubFiles(repository, *check_hub(repository, self.explicit))
+            if not tar_names(files) or any(name.endswith(".parquet") for name in files.names):
+                files = None  # `datasets` reads it
+        return files and ShardedSet(files)
+
     def rows(self, split: str) -> Iterator[tuple[str, object, list[str]]]:
         """(name, image as bytes, path, array or PIL image, captions), in the source's own order.
 
@@ -94,20 +112,27 @@ class Source:
         """
         if self.kind == "shapes":
             return shapes_rows(split)
+        if self.kind in ("tars", "hub") and self.sharded:
+            return self.sharded.rows(split)
         return folder_rows(self, split) if self.kind == "folder" else table_rows(self, split)
 
 
 def kind_of(path: Path) -> str:
-    """What a path holds: "parquet", "saved" (by `datasets`) or "folder" of images with captions."""
+    """What a path holds: "parquet", "saved" (by `datasets`), "tars" (WebDataset's shards) or
+    "folder" of images with captions."""
     if path.is_file():
         if path.suffix == ".parquet":
             return "parquet"
+        if path.suffix == ".tar":
+            return "tars"
         if path.suffix.lower() in SUFFIXES:
             return "folder"
         raise ValueError(f"{path} is a file; name the folder that holds the data, or a table "
-                         f"({', '.join(SUFFIXES)}, .parquet)")
+                         f"({', '.join(SUFFIXES)}, .parquet, .tar)")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return "saved"
+    if tar_names(FolderFiles(path)):  # before tables: img2dataset writes one beside each shard
+        return "tars"
     tables = parquet_files(path)
     # img2dataset's list of addresses lies beside the folder of its images, as 00000.parquet.
     if tables and not any(table.with_suffix("").is_dir() for table in tables):

@@ -26,9 +26,8 @@ import torch
 from tqdm import tqdm
 
 from miniclip.data.images import IMAGE_SUFFIXES, decode, in_threads, read_image
-from miniclip.data.pairs import cache_folder
 from miniclip.device import bf16_is_fast, pick_device
-from miniclip.files import one_writer, read_rows, write_text
+from miniclip.files import cache_folder, one_writer, read_rows, write_text
 from miniclip.tasks.features import check_finite, embed_images, embed_texts
 from miniclip.weights import pretrained
 

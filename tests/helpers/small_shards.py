@@ -55,13 +55,14 @@ def serving(root: Path, monkeypatch, break_after: int | None = None, ranges=True
                 "/resolve/main/", "/")
             if not (root / name).is_file():
                 return self.answer(404, b"no such file")
-            content, start = (root / name).read_bytes(), 0
+            content, part = (root / name).read_bytes(), slice(None)
             if ranges and self.headers.get("Range"):
-                start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
-                if start >= len(content):
+                start, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+                part = slice(int(start), int(last) + 1 if last else None)
+                if part.start >= len(content):
                     return self.answer(416, b"")
             short = break_after if name.endswith(".tar") else None
-            self.answer(206 if start else 200, content[start:], short)
+            self.answer(200 if part == slice(None) else 206, content[part], short)
 
         def answer(self, status, content, short=None):
             self.send_response(status)
