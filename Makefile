@@ -16,7 +16,7 @@ BENCH := $(if $(VENV),$(VENV)/.ready-bench)
 NEEDS_GPU = $(BIN)python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make $@ needs a CUDA GPU; PyTorch sees none")'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-tiny train record transfer experiments lecture-table figures test quick test-gpu sanitize-gpu lessons check bench bench-gpu tune-gpu bench-plots lint loc clean
+.PHONY: help setup train-tiny train record transfer experiments lecture-table figures test faults quick test-gpu sanitize-gpu lessons check bench bench-scale bench-gpu tune-gpu bench-plots lint loc clean
 
 help:  ## this list
 	@echo "make TARGET, one of:"
@@ -104,6 +104,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)python -m pytest -n auto --dist loadfile
 test: $(READY)  ## every test: tests/ and the lessons, some ten minutes
 	$(PYTEST) --no-loadscope-reorder $(ARGS)
 
+faults: $(READY)  ## tests/faults many times over: killed, starved and fuzzed, for an hour or two
+	MINICLIP_FAULTS=50 MINICLIP_FUZZ=1000 $(PYTEST) tests/faults $(ARGS)
+
 quick: $(READY)  ## what to run before each commit: ruff, and the tests that are not slow
 	$(BIN)python -m ruff check .
 	$(PYTEST) -q tests -m "not slow" $(ARGS)
@@ -137,6 +140,9 @@ lessons: $(READY)  ## run the code of every chapter, a line for each
 
 check: $(READY)  ## is the exercise of chapter N=08 right, and if not, what is wrong?
 	@$(BIN)python lessons/check.py $(N)
+
+bench-scale: $(READY)  ## training from shards, in processes, with huge batches, for 20,000 steps
+	$(BIN)python tests/benchmarks/bench_scale.py --out miniclip/results/experiments/scale.json $(ARGS)
 
 bench: $(BENCH)  ## tokenizer, training, features, search beside peers; the loss on every backend
 	$(BIN)python tests/benchmarks/bench_tokenizer.py

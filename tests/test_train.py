@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import miniclip
 from miniclip.cli import main
 from miniclip.config import PRESETS, TINY, TrainConfig, load_config
-from miniclip.data import batches, sources, tables
+from miniclip.data import batches, sources
 from miniclip.data.hub import HubUnreachable
 from miniclip.device import bf16_is_fast, pick_device
 from miniclip.files import append_row, read_rows
@@ -420,7 +420,7 @@ def test_without_the_hub_it_says_so_and_takes_the_recipe_for_scenes(tmp_path, mo
         raise HubUnreachable("ConnectError: connection refused")
 
     monkeypatch.delenv("MINICLIP_DATA", raising=False)
-    monkeypatch.setattr(tables, "check_hub", refused)
+    monkeypatch.setattr(sources, "check_hub", refused)
     run = ["--run", str(tmp_path / "run"), "--preset", "tiny", *SMALL[2:], "--steps", "6"]
     assert main(["train", *run]) == 0
     said = capsys.readouterr()
@@ -538,3 +538,17 @@ def test_a_training_that_collapses_says_so(tmp_path):
     config = replace(CONFIG, learning_rate=1.0, muon_learning_rate=0.5, steps=60, eval_every=60)
     with pytest.raises(Diverged, match="all pairs look alike, .* a lower --learning-rate"):
         train(config, MODEL, tmp_path / "run", device="cpu")
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike(tmp_path, every_step, monkeypatch):
+    """By torch.compile's own tracing, without a C++ compiler: texts of many lengths, one graph or
+    two; weights are saved under their usual names."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = replace(CONFIG, precision="float32")
+    train(config, MODEL, tmp_path / "usual", device="cpu")
+    train(replace(config, compile=True), MODEL, tmp_path / "compiled", device="cpu")
+    usual, compiled = (checkpoint.load_state(tmp_path / name)["model"]
+                       for name in ("usual", "compiled"))
+    for name, x in usual.items():
+        torch.testing.assert_close(compiled[name], x, rtol=1e-3, atol=1e-3)

@@ -93,7 +93,7 @@ class Source:
 
     @cached_property
     def sharded(self) -> ShardedSet | None:
-        """A set of tar shards, in a folder or on the Hub; None for all others."""
+        """A set of tar shards, in a folder or on the Hub, which is asked; None for all others."""
         path, files = Path(self.where), None
         if self.kind == "tars":
             files = OneFile(path.parent, path.name) if path.is_file() else FolderFiles(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from miniclip.data.columns import Columns, choose, image_of, texts_of
 from miniclip.data.folders import ImageFiles
-from miniclip.data.hub import check_hub, telling
+from miniclip.data.hub import telling
 from miniclip.data.splits import in_held_out_tenth, split_in, standard, unknown_split
 
 
@@ -15,8 +15,6 @@ def table_rows(source, split: str) -> Iterator[tuple[str, object, list[str]]]:
     """(name, image, captions) of a split of a Source of kind hub, parquet or saved, streamed: only
     what is read is fetched. Errors are told in one line."""
     with telling(source.where, split, source.kind == "hub"):
-        if source.kind == "hub":
-            check_hub(source.where.partition(":")[0], source.explicit)
         tables = opened(source)
         named: dict[str, list] = {}  # of one name several: "train" and "restval"
         for name, table in tables.items():

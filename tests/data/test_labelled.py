@@ -87,7 +87,7 @@ def hub(monkeypatch):
                                "fine": datasets.ClassLabel(names=["sea_lion", "bee", "fox"])})
     kinds["img"] = datasets.Image()
     there = {"test": table([2, 0, 1, 2], kinds), "train": table([0, 0, 0, 0], kinds)}
-    monkeypatch.setattr(labelled, "check_hub", lambda source: set())
+    monkeypatch.setattr(labelled, "check_hub", lambda source: (set(), "main"))
     monkeypatch.setattr(datasets, "load_dataset", lambda where, streaming: (
         there if (where, streaming) == ("some/set", True) else None))
     return there
