@@ -141,9 +141,6 @@ lessons: $(READY)  ## run the code of every chapter, a line for each
 check: $(READY)  ## is the exercise of chapter N=08 right, and if not, what is wrong?
 	@$(BIN)python lessons/check.py $(N)
 
-bench-scale: $(READY)  ## training from shards, in processes, with huge batches, for 20,000 steps
-	$(BIN)python tests/benchmarks/bench_scale.py --out miniclip/results/experiments/scale.json $(ARGS)
-
 bench: $(BENCH)  ## tokenizer, training, features, search beside peers; the loss on every backend
 	$(BIN)python tests/benchmarks/bench_tokenizer.py
 	$(BIN)python tests/benchmarks/bench_train.py
@@ -152,6 +149,9 @@ bench: $(BENCH)  ## tokenizer, training, features, search beside peers; the loss
 	$(BIN)python $(KERNEL_BENCH)/bench_launch.py
 	$(BIN)python $(KERNEL_BENCH)/bench_uses.py
 	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py
+
+bench-scale: $(READY)  ## training from shards, in processes, with huge batches, for 20,000 steps
+	$(BIN)python tests/benchmarks/bench_scale.py --out miniclip/results/experiments/scale.json $(ARGS)
 
 bench-gpu: $(READY)  ## the kernel beside its peers on a CUDA GPU, into kernels/results
 	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py --gpu $(ARGS)

@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from miniclip.files import write_text
+
 
 def setting(default, help, *aliases):
     """A dataclass field that carries its own line of help, and other names of its option.
@@ -190,7 +192,7 @@ PRESETS = {  # the photographs' were swept on Flickr8k's validation split, on tw
 
 def save_config(config, path: Path):
     """Write a ModelConfig or TrainConfig as JSON."""
-    Path(path).write_text(json.dumps(asdict(config), indent=2) + "\n")
+    write_text(Path(path), json.dumps(asdict(config), indent=2) + "\n")
 
 
 def load_config(kind, path: Path):

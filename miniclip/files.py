@@ -3,21 +3,34 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+@contextmanager
+def naming(path: Path):
+    """An error of the disk names the file: write() itself says only what went wrong."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]):
     """Call `write` on a temporary neighbour of `path`, then put it in place in one step."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: nothing can be written there")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}")
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # on the disk before it takes the name
-        os.replace(temporary, path)
+        with naming(path):
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())  # on the disk before it takes the name
+            os.replace(temporary, path)
     except RuntimeError as error:  # torch.save's error for a full disk names neither path nor disk
         raise OSError(f"{path} can't be written, is the disk full? ({error})") from error
     finally:
@@ -40,7 +53,7 @@ def read_text(file: Path) -> str:
 
 def append_row(path: Path, row: dict):
     """Add one line of JSON."""
-    with open(path, "a") as file:
+    with naming(path), open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
 
 

@@ -10,9 +10,9 @@ DistributedDataParallel averages the gradients, and the loss is that of all pair
 processes changes how long a step takes, and not what is learnt. The first process, rank 0, alone
 writes to the run's folder and speaks to the user.
 
-Every process computes all of Muon's updates. For ViT-B/32 these are 2 · 10¹² operations, some 5 ms of
-an H100. Shared out, they would be 340 MB to exchange at every step: between machines that takes as
-long (7 ms at 50 GB/s), and what is computed alike everywhere can't drift apart.
+Every process computes all of Muon's updates. For ViT-B/32 these are 2 · 10¹² operations, some 5 ms
+of an H100. Shared out, they would be 340 MB to exchange at every step, which between machines takes
+as long (7 ms at 50 GB/s). It takes equal hardware: weights are sent once, at the start.
 
 Gradient caching (Gao et al. 2021, arXiv 2101.06983) is for batches whose activations don't fit. A
 contrastive loss needs the features of all pairs at once, but not their activations:
@@ -23,6 +23,7 @@ contrastive loss needs the features of all pairs at once, but not their activati
 """
 
 import gc
+import hashlib
 import logging
 import os
 import re
@@ -40,7 +41,8 @@ from torch import nn
 
 from miniclip import notices
 
-PATIENCE = timedelta(hours=2)  # for a process that is slower: one evaluates, the others wait
+ASSEMBLY = timedelta(minutes=10)  # for all processes to come
+PATIENCE = timedelta(hours=24)  # for one that is slower: it indexes shards, and the others wait
 LINGER = 1.0  # seconds: whoever lost another process ends later, so that the first to end is named
 LOST = 3  # exit code of a process that lost another one
 SLURM = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"
@@ -104,6 +106,16 @@ class Workers(NamedTuple):
         parts = [torch.empty_like(x) for _ in range(self.count)]
         dist.all_gather(parts, x.contiguous(), group=self.group)
         return torch.cat(parts)
+
+    def check_alike(self, what: str, value: str):
+        """ValueError on all processes unless all have the same value; all must ask."""
+        if self.group is None:
+            return
+        number = int.from_bytes(hashlib.sha256(value.encode("utf-8", "replace")).digest()[:7])
+        everyone = self.gathered(torch.tensor([number], device=meeting_device(self.group)))
+        if other := [rank for rank, x in enumerate(everyone.tolist()) if x != everyone[0]]:
+            raise ValueError(f"the processes don't have the same {what}: rank {other[0]} has "
+                             "another than rank 0")
 
     def wait(self):
         """Until all processes are here."""
@@ -191,9 +203,10 @@ def joined(device: torch.device):
     except (Exception, KeyboardInterrupt) as error:
         if is_lost(error):
             time.sleep(LINGER)
-            error = LostProcess("a process ended, and the others with it; what was saved is kept: "
-                                "go on with --resume")
-        if not first_to_say(workers.store, str(error)):
+            error = LostProcess("lost another process; what was saved is kept: go on with "
+                                f"--resume. PyTorch says: {notices.one_line(error)[:200]}")
+        lost = isinstance(error, LostProcess)
+        if not first_to_say(workers.store, "lost" if lost else str(error)):
             raise SaidByAnother from error
         raise error
     else:
@@ -205,14 +218,19 @@ def joined(device: torch.device):
 def meet(found: dict[str, str], device: torch.device) -> Workers:
     """Wait until all are there. ValueError, in one line, if they don't come."""
     os.environ.update(found)
+    rank, count, local = (int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if device.type == "cuda":
+        there = torch.cuda.device_count()
+        bound = there == 1 and "SLURM_PROCID" in os.environ  # it may show each task its own
+        if local >= there and not bound:
+            raise ValueError(f"process {local} of this machine has no GPU of its own: there are "
+                             f"{there}; start as many processes")
+        torch.cuda.set_device(0 if bound else local)
+    elif device.type != "cpu":
+        raise ValueError(f"several processes train on CUDA GPUs or with --device cpu, not on "
+                         f"{device.type}")
     try:
-        rank, count, local = (int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        if device.type == "cuda":
-            if local >= torch.cuda.device_count():
-                raise ValueError(f"process {local} of this machine has no GPU of its own: there "
-                                 f"are {torch.cuda.device_count()}; start as many processes")
-            torch.cuda.set_device(local)
-        store, rank, count = next(dist.rendezvous("env://", rank, count, timeout=PATIENCE))
+        store, rank, count = next(dist.rendezvous("env://", rank, count, timeout=ASSEMBLY))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE,
                                 store=dist.PrefixStore("training", store), rank=rank,
                                 world_size=count)

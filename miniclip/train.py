@@ -46,6 +46,7 @@ from miniclip.weights import checkpoint
 from miniclip.weights.pretrained import load
 
 LOG_EVERY = 10  # steps
+SLOW = 0.5  # seconds: of slower steps, several processes ask at each whether they shall stop
 SHOWN = 24  # pairs of the similarity matrix that is kept for the pictures
 COLLAPSED = 0.1  # a scale below it: all similarities, and so all answers, are the same
 
@@ -80,12 +81,16 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
         KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved first.
     """
     folder, device = Path(folder).resolve(), pick_device(device)
+    if device.type == "cuda":  # with its number: to another thread "cuda" is the first GPU
+        device = torch.device("cuda", torch.cuda.current_device())
 
     # The data, and a tokenizer that learns from the training captions.
     start, model_config = starting_point(config, model_config, start, resume)
     part = workers.part(config.batch_size)
     with workers.first_then_others():
         pairs, held_out, config = prepare_data(config, model_config, resume)
+    workers.check_alike("data", repr((pairs.summary, held_out.summary, pairs.captions[0],
+                                      pairs.captions[-1], model_config, replace(config, data=""))))
     if resume:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
     elif start:
@@ -120,7 +125,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
         journal = Journal(folder, config) if workers.first else None
         if workers.first and progress["step"] == 0:
             evaluate(folder, journal, model, tokenizer, held_out, progress)
-        if config.lock and not config.unlock_last:
+        if config.lock and not config.unlock_last and not pairs.streamed:
             use_locked_features(batches, model, tokenizer, pairs, config.lock)
         towers = workers.wrapped(torch.compile(model) if config.compile else model)
         loss_of = partial(contrast, model, workers)
@@ -128,7 +133,7 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
 
         steps = range(progress["step"], config.steps)
         begin = time.perf_counter() - progress["seconds"]
-        recent = Recent()
+        recent, ask = Recent(), False  # ask: at every step whether one of the processes shall stop
         with (closing(journal) if journal else nullcontext(), StopSignal() as stop,
               progress_bar(steps, workers.first) as bar):
             for step, pixels, tokens, ids, waited in prefetch(batches, steps):
@@ -137,14 +142,14 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                     for group in optimizer.param_groups:
                         group["lr"] = group["peak"] * share
 
-                with fast_math(device, config.precision):
-                    if config.micro_batch:
+                if config.micro_batch:  # forward and backward, some pairs at a time
+                    with fast_math(device, config.precision):
                         loss, *features = cached(towers, pixels, tokens, config.micro_batch,
                                                  partial(loss_of, ids), beside)
-                    else:
+                else:
+                    with fast_math(device, config.precision):
                         features = towers(pixels, tokens)  # (B, D) of images, of texts; scale ()
                         loss = loss_of(ids, *features)
-                if not config.micro_batch:
                     loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
                 for optimizer in optimizers:
@@ -157,12 +162,13 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                 recent.add(loss, norm, features[2], waited)
                 log_now = done % LOG_EVERY == 0
                 evaluate_now = done % config.eval_every == 0 or done == config.steps
-                if not (log_now or evaluate_now or stop.asked and workers.count == 1):
+                if not (log_now or evaluate_now or ask or stop.asked and workers.count == 1):
                     continue  # without a wait for the device, or for other processes
 
                 stopping = workers.any(stop.asked)  # asked once: what stops has been saved
-                recent.check(done)
+                recent.check(done, workers)
                 if log_now:
+                    ask = workers.count > 1 and workers.any(recent.seconds_a_step() > SLOW)
                     row = recent.figures(done, config.batch_size)
                     row["loss"] = workers.mean(loss.detach()).item()
                     row["accuracy"] = accuracy(*features[:2], ids, workers)
@@ -176,9 +182,11 @@ def train(config: TrainConfig, model_config: ModelConfig | None = None, folder="
                 if workers.first and (evaluate_now or stopping):
                     checkpoint.save_state(folder, model, optimizers, progress)
                 if stopping and done < config.steps:
+                    workers.wait()  # until rank 0 has saved: a launcher ends whoever is left
                     raise KeyboardInterrupt(
                         f"; go on with: miniclip train --run {quote(str(folder))} --resume")
-                recent = Recent()
+                if log_now or evaluate_now:
+                    recent = Recent()
         if not workers.first:
             return {}
 
@@ -284,7 +292,10 @@ def tell_about(batches: Batches, held_out: Pairs, config: TrainConfig):
 
 def use_locked_features(batches: Batches, model: CLIP, tokenizer: Tokenizer, pairs: Pairs,
                         side: str):
-    """Compute a locked tower's features once, in place of every step: they are never augmented."""
+    """Compute a locked tower's features once, in place of every step: they are never augmented.
+
+    Not for tar shards: of so many samples they would not fit into memory.
+    """
     notice(f"the {side} tower is locked: its features are computed once, without augmentation")
     if side == "image":
         batches.image_features = embed_images(model, pairs.images).to(model.logit_scale.dtype)
@@ -369,9 +380,9 @@ class Recent:
         self.values.append(torch.stack([loss.detach(), norm, scale.detach()]))
         self.waited += waited
 
-    def check(self, done: int):
+    def check(self, done: int, workers: Workers = ALONE):
         """Raise Diverged if one of these steps, of which `done` is the last, has gone wrong."""
-        rows = torch.stack(self.values).tolist()
+        rows = workers.mean(torch.stack(self.values)).tolist()
         for step, (loss, norm, scale) in enumerate(rows, start=done - len(rows) + 1):
             why = "" if math.isfinite(loss + norm) else "no longer finite"
             if scale < COLLAPSED:
@@ -381,6 +392,9 @@ class Recent:
                     f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}, scale {scale:.4g}: "
                     f"{why}. Start again with a lower --learning-rate or --muon-learning-rate, or "
                     "a longer --warmup")
+
+    def seconds_a_step(self) -> float:
+        return (time.perf_counter() - self.began) / len(self.values)
 
     def figures(self, done: int, batch_size: int) -> dict:
         """A line of metrics.jsonl: figures of the last step, speed of them all."""
@@ -407,10 +421,11 @@ def accuracy(image_features, text_features, ids, workers: Workers = ALONE) -> fl
     """Share of a batch's images (B, D) whose nearest text is their own, or equal to it: among the
     texts (B, D) of all processes."""
     texts = workers.gathered(text_features.detach().float())
-    nearest = (image_features.float() @ texts.T).argmax(1)  # (B,) texts
+    nearest = torch.cat([(some @ texts.T).argmax(1)  # (B,) texts; never the whole matrix
+                         for some in image_features.detach().float().split(1024)])
     every = torch.arange(len(texts), device=texts.device) if ids is None else workers.gathered(ids)
     own = every[workers.part(len(every))]
-    return workers.mean((every[nearest] == own).double().mean()).item()
+    return workers.mean((every[nearest] == own).float().mean()).item()
 
 
 def evaluate(folder: Path, journal: Journal, model: CLIP, tokenizer: Tokenizer, held_out: Pairs,

@@ -16,7 +16,8 @@ from miniclip.config import PRESETS
 ROOT = Path(__file__).parent.parent
 # A room imports only from rooms in lines above its own.
 ORDER = """
-    config files device notices
+    files
+    config device notices
     tokenizer tracking parallel
     data.drawing data.images data.captions data.splits data.hub
     data.scenes data.shifts data.columns data.shards

@@ -225,7 +225,6 @@ def test_dropout_is_replayed():
             return dropped
 
     model.text.norm_final = nn.Sequential(model.text.norm_final, Watched(0.5))
-    before = torch.Generator().manual_seed(5)
     gradients_of(model, 5)
     assert len(seen) == 6
     for first, again in zip(seen[:3], seen[3:]):
@@ -237,7 +236,7 @@ def test_dropout_is_replayed():
         torch.nn.functional.dropout(torch.ones(mask.shape, dtype=torch.float64), 0.5)
     expected = torch.rand(1)
     gradients_of(model, 5)
-    assert torch.equal(torch.rand(1), expected) and before is not None
+    assert torch.equal(torch.rand(1), expected)
 
 
 # ------------------------------------------------------------------------------ joining
@@ -372,6 +371,7 @@ def test_a_killed_process_ends_the_others_and_another_number_goes_on(data, tmp_p
     assert process.returncode == 137 and time.time() - begin < 60
     assert re.search(r"miniclip train: rank \d was ended by SIGKILL\n", said)
     assert said.count("what was saved is kept: go on with --resume") <= 1
+    assert "Traceback" not in said
     saved = torch.load(folder / "state.pt")["progress"]["step"]
     assert saved >= 10
 
@@ -409,6 +409,39 @@ def test_under_torchrun(data, tmp_path):
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert ran.stdout.count("4 steps") == 1
     assert torch.load(tmp_path / "run/state.pt")["progress"]["step"] == 4
+
+
+def differing(rank, count):
+    """Each finds out that one of them has other data, in the same line."""
+    with joined(torch.device("cpu")) as workers:
+        workers.check_alike("data", "the same")
+        try:
+            workers.check_alike("data", "photographs" if rank == 1 else "scenes")
+        except ValueError as error:
+            return str(error)
+
+
+def test_all_must_have_the_same_data(tmp_path):
+    assert together(3, tmp_path, differing) == [
+        "the processes don't have the same data: rank 1 has another than rank 0"] * 3
+
+
+def test_a_gpu_is_named_by_its_number(monkeypatch, tmp_path):
+    """Batches are made in another thread, and there "cuda" is the first GPU."""
+    given = []
+
+    def batches(pairs, tokenizer, size, config, device, part):
+        given.append(device)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("miniclip.train.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr("miniclip.train.Batches", batches)
+    monkeypatch.setattr("miniclip.data.sources.SHAPES_SPLITS", {
+        "train": (64, 1), "validation": (24, 2)})
+    with pytest.raises(ValueError, match="far enough"):
+        train(replace(CONFIG, data="shapes", limit=64), TOY, tmp_path / "run")
+    assert given == [torch.device("cuda", 3)]
 
 
 def test_each_line_is_said_by_one(tmp_path):

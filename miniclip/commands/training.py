@@ -174,10 +174,10 @@ def new_run(preset: str, settings: dict, shape: dict, options: dict) -> dict:
     try:
         return train(config, model_config, **options)
     except HubUnreachable as error:
-        if Source.find(config.data or None).explicit:
+        # Another process may have the data in its cache: all train on the same, or none.
+        if Source.find(config.data or None).explicit or options["workers"].count > 1:
             raise
-        if options["workers"].first:
-            print(NO_HUB.format(error=error), file=sys.stderr)
+        print(NO_HUB.format(error=error), file=sys.stderr)
     return train(*recipe("shapes", settings, shape), **options)
 
 

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -127,9 +127,10 @@ class Batches:
 
     def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         images, rows = self.numbers(step)
-        tokens, ids = self.encoded(rows)
+        ids = self.encoded.sentences(rows)
         equal = len(np.unique(ids)) < len(ids)  # in the whole batch: all processes find the same
-        total, images, ids, part = len(images), images[self.part], ids[self.part], self.part
+        total, part = len(images), self.part
+        images, rows, ids = images[part], rows[part], ids[part]
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % 2**63)
         if self.image_features is None:
             pixels = self.sent(torch.from_numpy(self.images[images]))
@@ -138,13 +139,13 @@ class Batches:
         else:
             pixels = self.sent(self.image_features[images])
         if self.text_features is None:
+            tokens = self.encoded.tokens(rows)
             if self.config.word_dropout:
-                tokens = drop_words(tokens, self.config.word_dropout, generator)
-            tokens = tokens[part]
+                tokens = drop_words(tokens, self.config.word_dropout, generator, part, total)
             # Columns after the longest text's end token can't change a result: leave them out.
             tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
         else:
-            tokens = self.text_features[rows[part]]
+            tokens = self.text_features[rows]
         return pixels, self.sent(tokens), self.sent(torch.from_numpy(ids)) if equal else None
 
     def sent(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -155,13 +156,16 @@ class Batches:
 
 
 class EncodedOnce:
-    """All M captions, encoded beforehand: rows (B,) → tokens (B, L), sentence numbers (B,)."""
+    """All M captions, encoded beforehand. Of some rows (B,):"""
 
     def __init__(self, texts: list[str], tokenizer: Tokenizer):
-        self.tokens, self.sentences = tokenizer(texts), sentence_numbers(texts)
+        self.all_tokens, self.numbers = tokenizer(texts), sentence_numbers(texts)
 
-    def __call__(self, rows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        return self.tokens[rows], self.sentences[rows]
+    def tokens(self, rows: np.ndarray) -> torch.Tensor:  # (B, L)
+        return self.all_tokens[rows]
+
+    def sentences(self, rows: np.ndarray) -> np.ndarray:  # (B,): equal for equal captions
+        return self.numbers[rows]
 
 
 class EncodedWhenNeeded:
@@ -170,14 +174,19 @@ class EncodedWhenNeeded:
     def __init__(self, texts, tokenizer: Tokenizer):
         self.texts, self.tokenizer = texts, tokenizer
 
-    def __call__(self, rows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        texts = [self.texts[row] for row in rows.tolist()]
-        return self.tokenizer(texts, tell=False), sentence_numbers(texts)
+    def tokens(self, rows: np.ndarray) -> torch.Tensor:
+        return self.tokenizer([self.texts[row] for row in rows.tolist()], tell=False)
+
+    def sentences(self, rows: np.ndarray) -> np.ndarray:
+        return sentence_numbers([self.texts[row] for row in rows.tolist()])
 
 
 def prefetch(batches: Batches, steps: range) -> Iterator[tuple]:
     """(step, pixels, tokens, ids, seconds waited): a thread prepares one batch ahead."""
-    with ThreadPoolExecutor(1) as pool:
+    device, ready = torch.device(batches.device), None
+    if device.type == "cuda" and device.index is not None:  # each thread has one of its own
+        ready = partial(torch.cuda.set_device, device)
+    with ThreadPoolExecutor(1, initializer=ready) as pool:
         ahead = pool.submit(batches.__getitem__, steps.start) if steps else None
         for step in steps:
             begin = time.perf_counter()
@@ -188,11 +197,16 @@ def prefetch(batches: Batches, steps: range) -> Iterator[tuple]:
             yield step, *batch, waited
 
 
-def drop_words(tokens: torch.Tensor, chance: float, generator: torch.Generator) -> torch.Tensor:
-    """(B, L) → (B, L) with each inner token left out at random and the rest moved up."""
+def drop_words(tokens: torch.Tensor, chance: float, generator: torch.Generator,
+               part: slice = slice(None), total: int = 0) -> torch.Tensor:
+    """(B, L) → (B, L) with each inner token left out at random and the rest moved up.
+
+    part, total: as in `augment`.
+    """
     end = tokens.argmax(1, keepdim=True)
     place = torch.arange(tokens.shape[1])
-    gone = (torch.rand(tokens.shape, generator=generator) < chance) & (place > 0) & (place < end)
+    drawn = torch.rand(total or len(tokens), tokens.shape[1], generator=generator)[part]
+    gone = (drawn < chance) & (place > 0) & (place < end)
     # Zeros (kept) before ones (gone), and stable: the kept stay in their order.
     kept = torch.argsort(gone.long(), dim=1, stable=True)
     return tokens.gather(1, kept).masked_fill(place > end - gone.sum(1, keepdim=True), 0)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections import Counter
@@ -29,7 +28,8 @@ from miniclip.data.images import decode
 from miniclip.data.sources import Source
 from miniclip.data.splits import standard
 from miniclip.data.streamed import Captions
-from miniclip.files import cache_folder
+from miniclip.files import cache_folder, naming
+from miniclip.notices import notice
 
 CACHE_VERSION = 6  # raise it when the same source would give other pixels or captions
 DAY = 24 * 60 * 60  # seconds
@@ -95,10 +95,11 @@ def load_pairs(source: Source, split: str, size: int, limit: int = 0) -> Pairs:
     meta = read_meta(folder, size)
     if meta is None and split == "train" and source.sharded:
         images, captions, summary = source.sharded.samples(split, size, limit)
+        notice(f"{source.where}, {split}: {summary}")
         return Pairs(images, captions, f"{name}:{split}", summary)
     if meta is None:
         meta = build_cache(folder, source, split, size, limit)
-        print(f"{source.where}, {split}: {meta['summary']}", file=sys.stderr)
+        notice(f"{source.where}, {split}: {meta['summary']}")
     shape = (len(meta["captions"]), size, size, 3)
     images = np.memmap(folder / "images.u8", np.uint8, "r", shape=shape)
     return Pairs(images, meta["captions"], f"{name}:{split}", meta["summary"])
@@ -134,8 +135,8 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
     try:
         captions, skipped, odd, first = [], Counter(), Counter(), {}
         rows = islice(source.rows(split), limit or None)
-        with (open(building / "images.u8", "wb") as file, ThreadPoolExecutor() as pool,
-              warnings.catch_warnings()):  # around all threads, which share their filters
+        with (naming(building), open(building / "images.u8", "wb") as file,
+              ThreadPoolExecutor() as pool, warnings.catch_warnings()):  # for all threads at once
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             while chunk := list(islice(rows, 256)):
                 decoded = pool.map(lambda row: decode(row[1], size), chunk)
@@ -154,7 +155,8 @@ def build_cache(folder: Path, source: Source, split: str, size: int, limit: int)
         if not captions:
             raise ValueError(f"{source.where}, {split}: nothing to learn from ({summary})")
         meta = {"captions": captions, "summary": summary}
-        (building / "meta.json").write_text(json.dumps(meta))
+        with naming(building):
+            (building / "meta.json").write_text(json.dumps(meta))
         try:
             building.rename(folder)
         except OSError:  # another run was faster: what it wrote is the same, unless it is damaged

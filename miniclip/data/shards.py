@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from miniclip.data.hub import HubUnreachable
@@ -78,6 +78,7 @@ class HubFiles:
     repository: str
     names: set[str]
     revision: str = "main"
+    direct: dict[str, str] = field(default_factory=dict)  # where the Hub has sent us for each
 
     @property
     def where(self) -> str:
@@ -92,10 +93,20 @@ class HubFiles:
         return Download(self.address(name))
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        parts = []
-        with Download(self.address(name), start, start + size) as file:
-            while part := file.read():
-                parts.append(part)
+        """As FolderFiles. The Hub limits questions, but not what is behind its answers: after the
+        first, a file's storage is asked directly, for as long as its address is valid.
+        """
+        parts, known = [], self.direct.get(name)
+        with Download(known or self.address(name), start, start + size) as file:
+            try:
+                while part := file.read():
+                    parts.append(part)
+            except HubUnreachable:
+                if not known:
+                    raise
+                del self.direct[name]
+                return self.read(name, start, size)
+            self.direct[name] = file.found
         return b"".join(parts)
 
     def stamp(self, name: str) -> str:
@@ -111,6 +122,7 @@ class Download:
 
     def __init__(self, address: str, start: int = 0, end: int | None = None):
         self.address, self.place, self.end, self.answer = address, start, end, None
+        self.found = address  # where the address has led
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, at least one unless the file has ended; fewer than `size` perhaps."""
@@ -119,9 +131,12 @@ class Download:
             size = left if size < 0 else min(size, left)
             if not size:
                 return b""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(WAIT * 2 ** (attempt - 1))
+        pause, attempts = WAIT, 0
+        while attempts < ATTEMPTS:
+            if attempts:
+                time.sleep(pause)
+                pause *= 2
+            attempts += 1
             try:
                 if self.answer is None:
                     self.answer = self.request()
@@ -137,6 +152,9 @@ class Download:
                     return b""
                 if refused.code in (401, 403, 404):
                     break
+                if refused.code == 429:  # too many questions: it says for how long
+                    asked = refused.headers.get("Retry-After", "")
+                    pause = min(float(asked), 300.0) if asked.isdecimal() else pause
             except (OSError, http.client.HTTPException) as broken:
                 error = broken
             self.close()
@@ -145,8 +163,11 @@ class Download:
     def request(self):
         last = "" if self.end is None else self.end - 1
         headers = {"Range": f"bytes={self.place}-{last}"} if self.place or self.end else {}
-        answer = urllib.request.urlopen(
-            urllib.request.Request(self.address, headers=headers), timeout=60)
+        request = urllib.request.Request(self.address, headers=headers)
+        if token := token_for(self.address):  # of private sets; not for whom the Hub sends us to
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        answer = urllib.request.urlopen(request, timeout=60)
+        self.found = answer.geturl()
         if self.place and answer.status != 206:  # the whole file again: skip what is known
             left = self.place
             while left and (part := answer.read(min(left, 2**20))):
@@ -163,6 +184,13 @@ class Download:
 
     def __exit__(self, *error):
         self.close()
+
+
+def token_for(address: str) -> str | None:
+    """The user's token, if this is an address of the Hub and they are logged in."""
+    from huggingface_hub import constants, get_token
+
+    return get_token() if address.startswith(constants.ENDPOINT) else None
 
 
 def is_sharded(names: set[str]) -> bool:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from miniclip.data import drawing, scenes
 from miniclip.data.caption_files import SUFFIXES
-from miniclip.data.folders import ImageFiles, ImageFolder
+from miniclip.data.folders import IMAGE_FOLDERS, ImageFiles, ImageFolder, caption_files
 from miniclip.data.hub import HUB_ID, check_hub
-from miniclip.data.shards import FolderFiles, HubFiles, OneFile
+from miniclip.data.images import IMAGE_SUFFIXES
+from miniclip.data.shards import TEMPLATES, FolderFiles, HubFiles, OneFile
 from miniclip.data.splits import unknown_split
-from miniclip.data.streamed import ShardedSet, tar_names
+from miniclip.data.streamed import ShardedSet, compressed, tar_names
 from miniclip.data.tables import parquet_files, table_rows
 
 HUB_DEFAULT = "jxie/flickr8k"
@@ -100,7 +101,9 @@ class Source:
         elif self.kind == "hub":
             repository = self.where.partition(":")[0]
             files = HubFiles(repository, *check_hub(repository, self.explicit))
-            if not tar_names(files) or any(name.endswith(".parquet") for name in files.names):
+            tables = {name[:-8] for name in files.names if name.endswith(".parquet")}
+            shards = {name[:-4] for name in files.names if name.endswith(".tar")}
+            if not tar_names(files) or tables - shards:  # img2dataset's are of one name
                 files = None  # `datasets` reads it
         return files and ShardedSet(files)
 
@@ -131,13 +134,24 @@ def kind_of(path: Path) -> str:
                          f"({', '.join(SUFFIXES)}, .parquet, .tar)")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return "saved"
-    if tar_names(FolderFiles(path)):  # before tables: img2dataset writes one beside each shard
-        return "tars"
+    files = FolderFiles(path)
+    if (tar_names(files) or compressed(files)) and not loose_pairs(path):
+        return "tars"  # before tables: img2dataset writes one beside each shard
     tables = parquet_files(path)
     # img2dataset's list of addresses lies beside the folder of its images, as 00000.parquet.
     if tables and not any(table.with_suffix("").is_dir() for table in tables):
         return "parquet"
     return "folder"
+
+
+def loose_pairs(path: Path) -> bool:
+    """Whether a folder holds images or their captions, so that an archive in it is a leftover."""
+    known = {"sizes", "nshards", Path(TEMPLATES).stem}  # of sets of shards
+    return (any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
+            or any((path / name).is_dir() for name in IMAGE_FOLDERS if name)
+            or any(p.stem not in known for p in caption_files(path))
+            or bool(parquet_files(path) and not any(
+                table.with_suffix(".tar").is_file() for table in parquet_files(path))))
 
 
 def shapes_rows(split: str):

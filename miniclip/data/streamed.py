@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from miniclip import notices
 from miniclip.data.captions import names_a_side
 from miniclip.data.columns import texts_of
 from miniclip.data.images import IMAGE_SUFFIXES, MEAN, decode
@@ -35,6 +36,7 @@ from miniclip.notices import notice, one_line
 
 INDEX_VERSION = 1  # raise it when the same shard would give another index
 LONGEST = 2**20  # bytes of a caption's file: more is no caption
+TEXTS = ("txt", "json", "cls")  # files that hold captions; the first of these that does is taken
 HELD_OUT = 5000  # images, at most, that are held out where no shard is named after a split
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -56,21 +58,19 @@ class Shard(NamedTuple):
 
 
 def tar_names(files) -> dict[str, list[str]]:
-    """{split: its shards}; "" where a name says none. The set's own, or those one folder below.
-
-    ValueError where there are only compressed ones: nothing can be read from their middle.
-    """
+    """{split: its shards}; "" where a name says none. The set's own, or those one folder below."""
     found: dict[str, list[str]] = {}
     for name in sorted(files.names):
         path = PurePosixPath(name)
         if path.suffix == ".tar" and not path.name.startswith("."):
             split = split_in(path.stem) or split_in(path.parent.name) or ""
             found.setdefault(split, []).append(name)
-    wrong = sorted(name for name in files.names if name.endswith(COMPRESSED))
-    if wrong and not found:
-        raise ValueError(f"{files.where}: {wrong[0]} is compressed, and can't be read from its "
-                         "middle; unpack it to a .tar (its images are compressed already)")
     return found
+
+
+def compressed(files) -> list[str]:
+    """Shards that can't be used: nothing can be read from the middle of a compressed file."""
+    return sorted(name for name in files.names if name.endswith(COMPRESSED))
 
 
 def indexed(files, name: str, classes: list[str]) -> Shard:
@@ -87,9 +87,13 @@ def indexed(files, name: str, classes: list[str]) -> Shard:
         stem.parent.mkdir(parents=True, exist_ok=True)
         with files.open(name) as file:
             made, blob = index(file, f"{files.where}, {name}", classes)
+        shard = kept(arrays, texts)  # another process may have been faster, and is reading it
+    if shard is None:
         write_atomically(texts, lambda temporary: temporary.write_bytes(blob))
         write_atomically(arrays, lambda temporary: save(temporary, made))  # last: it is whole now
         shard = kept(arrays, texts)
+    if shard is None:
+        raise ValueError(f"{arrays} can't be read back: is the cache's disk in order?")
     return shard
 
 
@@ -113,24 +117,34 @@ def kept(arrays: Path, texts: Path) -> Shard | None:
         return None
 
 
+class Sample:
+    """What a shard has of one KEY."""
+
+    def __init__(self):
+        self.image = None  # (start, size)
+        self.captions, self.kind = [], len(TEXTS)
+
+    def tell(self, captions: list[str], ending: str):
+        """Of captions in several files, those of KEY.txt come first, then .json, then .cls."""
+        if captions and TEXTS.index(ending) < self.kind:
+            self.captions, self.kind = captions, TEXTS.index(ending)
+
+
 def index(file, where: str, classes: list[str]) -> tuple[dict, bytes]:
     """Read a tar file's headers and captions, and pass over its images → arrays, captions."""
     columns, ends, blob = {name: [] for name in Shard._fields[:5]}, [], bytearray()
     skipped: Counter = Counter()
-    try:
-        for key, image, captions in members(file, where, classes):
-            if image is None or not captions:
-                skipped["without an image" if image is None else "without a caption"] += 1
-                continue
-            for text in captions:
-                blob += text.encode("utf-8", "replace")
-                ends.append(len(blob))
-            row = (*image, len(captions), names_a_side(captions),
-                   int.from_bytes(digest(key)[:8], "big"))
-            for column, value in zip(columns.values(), row):
-                column.append(value)
-    except (tarfile.TarError, EOFError, OverflowError) as error:
-        raise ValueError(f"{where} is no tar file, or breaks off: {one_line(error)}") from error
+    for key, sample in samples(file, where, classes).items():
+        if sample.image is None or not sample.captions:
+            skipped["without an image" if sample.image is None else "without a caption"] += 1
+            continue
+        for text in sample.captions:
+            blob += text.encode("utf-8", "replace")
+            ends.append(len(blob))
+        row = (*sample.image, len(sample.captions), names_a_side(sample.captions),
+               int.from_bytes(digest(key)[:8], "big"))
+        for column, value in zip(columns.values(), row):
+            column.append(value)
     kinds = (np.int64, np.int64, np.int64, np.bool_, np.uint64)
     arrays = {name: np.array(values, kind)
               for (name, values), kind in zip(columns.items(), kinds)}
@@ -138,38 +152,42 @@ def index(file, where: str, classes: list[str]) -> tuple[dict, bytes]:
     return arrays, bytes(blob)
 
 
-def members(file, where: str, classes: list[str]) -> Iterator[tuple]:
-    """(KEY, (start, size) of its image or None, captions) of each sample of a tar file.
+def samples(file, where: str, classes: list[str]) -> dict[str, Sample]:
+    """{KEY: its sample} of a tar file. KEY is the path up to the first dot of the file's name.
 
-    Neighbours of one KEY belong together: the path up to the first dot of the file's name. Links,
-    devices and folders are passed over; names lead nowhere, as nothing is written.
+    Links, devices, folders and hidden files, as a Mac adds them, are passed over. Names lead
+    nowhere, as nothing is written. ValueError for a file that is no tar file or breaks off.
     """
-    key, image, captions = None, None, []
+    found: dict[str, Sample] = {}
     local = isinstance(file, io.BufferedReader)  # there it can go from header to header
     size = os.fstat(file.fileno()).st_size if local else math.inf
-    with tarfile.open(fileobj=file, mode="r:" if local else "r|", tarinfo=Header) as archive:
-        for member in archive:
-            if not member.isreg() or member.issparse():
-                continue
-            if member.offset_data + member.size > size:
-                raise tarfile.ReadError(f"{member.name} reaches beyond its end")
-            folder, _, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
-            new = f"{folder}/{stem}" if folder else stem
-            if new != key:
-                if key is not None:
-                    yield key, image, captions
-                key, image, captions = new, None, []
-            ending = ending.lower()
-            if f".{ending}" in IMAGE_SUFFIXES and image is None and member.size <= LARGEST:
-                image = member.offset_data, member.size
-            elif ending in ("txt", "json", "cls") and member.size <= LONGEST:
-                text = archive.extractfile(member).read()
-                found = captions_in(text, ending, f"{where}, {member.name}", classes)
-                captions = found if ending == "txt" or not captions else captions
-            archive.members = []  # tarfile would keep every header
-    if key is not None:
-        yield key, image, captions
+    try:
+        with tarfile.open(fileobj=file, mode="r:" if local else "r|", tarinfo=Header) as archive:
+            for member in archive:
+                if member.size < 0 or member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"{member.name} reaches beyond its end")
+                folder, _, name = member.name.rpartition("/")
+                if member.isreg() and not member.issparse() and not name.startswith("."):
+                    stem, _, ending = name.partition(".")
+                    sample = found.setdefault(f"{folder}/{stem}" if folder else stem, Sample())
+                    add_member(sample, archive, member, ending.lower(), where, classes)
+                archive.members = []  # tarfile would keep every header
+            if local:
+                file.seek(archive.offset)
+                if file.read(2**20).strip(b"\0"):
+                    raise tarfile.ReadError("something comes after its end: two files in one?")
+    except (tarfile.TarError, EOFError, OverflowError) as error:
+        raise ValueError(f"{where} is no tar file, or breaks off: {one_line(error)}") from error
+    return found
+
+
+def add_member(sample: Sample, archive, member, ending: str, where: str, classes: list[str]):
+    """Note where a sample's image lies, or read its captions."""
+    if f".{ending}" in IMAGE_SUFFIXES and sample.image is None and member.size <= LARGEST:
+        sample.image = member.offset_data, member.size
+    elif ending in TEXTS and member.size <= LONGEST:
+        content = archive.extractfile(member).read()
+        sample.tell(captions_in(content, ending, f"{where}, {member.name}", classes), ending)
 
 
 def captions_in(content: bytes, ending: str, where: str, classes: list[str]) -> list[str]:
@@ -198,7 +216,7 @@ class Texts(Sequence):
     """
 
     def __init__(self, shards: list[Shard], rows: np.ndarray):
-        self.shards, self.rows = shards, rows
+        self.shards, self.rows = [(shard.ends, shard.texts) for shard in shards], rows
         self.first = np.cumsum([0, *(len(shard.ends) for shard in shards)])
 
     def __len__(self):
@@ -209,9 +227,9 @@ class Texts(Sequence):
             return [self[k] for k in range(*i.indices(len(self)))]
         row = self.rows[i]
         number = int(np.searchsorted(self.first, row, "right")) - 1
-        shard, k = self.shards[number], row - self.first[number]
-        begin = shard.ends[k - 1] if k else 0
-        return shard.texts[begin:shard.ends[k]].tobytes().decode("utf-8", "replace")
+        (ends, texts), k = self.shards[number], row - self.first[number]
+        begin = ends[k - 1] if k else 0
+        return texts[begin:ends[k]].tobytes().decode("utf-8", "replace")
 
 
 @dataclass
@@ -267,7 +285,8 @@ class Images:
     def __getitem__(self, rows):
         if isinstance(rows, int | np.integer):
             return self.image(int(rows))
-        rows = np.arange(len(self))[rows]
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
         return np.stack(list(self.pool.map(self.image, rows.tolist())))
 
     def content(self, i: int) -> bytes:
@@ -295,7 +314,13 @@ class ShardedSet:
 
     @cached_property
     def shards(self) -> dict[str, list[str]]:
-        return tar_names(self.files)
+        """{split: names}. ValueError if all are compressed."""
+        found, wrong = tar_names(self.files), compressed(self.files)
+        if wrong and not found:
+            raise ValueError(f"{self.files.where}: {wrong[0]} is compressed, and can't be read "
+                             "from its middle; unpack it to a .tar (its images are compressed "
+                             "already)")
+        return found
 
     @cached_property
     def classes(self) -> list[str]:
@@ -322,7 +347,8 @@ class ShardedSet:
         ValueError for an unknown split, a shard that is damaged, or no sample at all.
         """
         names = self.shards_of(split)
-        bar = tqdm(names, "indexing", unit="shard", leave=False, disable=len(names) < 10)
+        bar = tqdm(names, "indexing", unit="shard", leave=False,
+                   disable=len(names) < 10 or notices.silent)
         shards = [indexed(self.files, name, self.classes) for name in bar]
         numbers = np.repeat(np.arange(len(shards)), [len(shard.starts) for shard in shards])
         column = {name: np.concatenate([getattr(shard, name) for shard in shards])
@@ -355,12 +381,14 @@ class ShardedSet:
         every = np.arange(len(digests))
         if "validation" in self.shards or split not in ("train", "validation"):
             return every
-        held = min(HELD_OUT, -(-len(np.unique(digests)) // 10))
-        last = np.sort(np.unique(digests))[held - 1] if len(digests) > 1 else 0
+        held = min(HELD_OUT, -(-len(digests) // 10))
+        last = np.sort(digests)[held - 1] if len(digests) > 1 else 0
         return every[(digests <= last) == (split == "validation")]
 
     def rows(self, split: str) -> Iterator[tuple[str, bytes, list[str]]]:
         """(name, image as bytes, captions) of a split, as other sources give them."""
         images, captions, _ = self.samples(split, 1)
-        for i, texts in enumerate(captions):
-            yield f"{images.names[images.numbers[i]]}, image {i}", images.content(i), texts
+        for first in range(0, len(images), 64):  # together: from the Hub each takes its time
+            some = range(first, min(first + 64, len(images)))
+            for i, content in zip(some, images.pool.map(images.content, some)):
+                yield f"{images.names[images.numbers[i]]}, image {i}", content, captions[i]

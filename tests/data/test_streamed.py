@@ -115,7 +115,8 @@ def test_captions_of_every_kind(folder, cache):
     root.mkdir()
     (root / "classnames.txt").write_text("bee\nred fox\n")
     write_tar(root / "a.tar", {
-        "a/1.png": image, "a/1.txt": "\ufeffone\n\n  two ".encode(),
+        "a/._1.png": b"a Mac's", "._b.json": b"a Mac's", "a/1.png": image,
+        "a/1.txt": "\ufeffone\n\n  two ".encode(),
         "b.json": b'{"caption": "three", "width": 4}', "b.png": image,
         "c.cls": b"1\n", "c.PNG": image,
         "d.json": b'{"caption": "not this"}', "d.png": image, "d.txt": b"four",
@@ -128,6 +129,72 @@ def test_captions_of_every_kind(folder, cache):
     found += [text for texts in opened(root, "validation").captions for text in texts]
     assert sorted(found) == ["a photo of a red fox.", "five", "four", "one", "three", "two"]
     assert pairs.summary.endswith("skipped 5: without a caption; skipped 1: without an image")
+
+
+def test_members_of_a_key_need_not_be_neighbours(folder, cache):
+    """A tar packed by `tar` has the folder's own order."""
+    root = folder / "set"
+    root.mkdir()
+    members = {name: content for i in range(30) for name, content in pair(i).items()}
+    names = sorted(members, key=lambda name: (name.endswith(".txt"), name[::-1]))
+    write_tar(root / "a.tar", {name: members[name] for name in names})
+    assert len(opened(root)) == 27 and "skipped" not in opened(root).summary
+
+
+def test_of_several_captions_the_best(folder, cache):
+    """An empty .txt leaves the .json's; a class is taken where there is nothing else."""
+    root = folder / "set"
+    root.mkdir()
+    (root / "classnames.txt").write_text("bee\n")
+    image = encoded(picture(0), "PNG")
+    write_tar(root / "a.tar", {
+        "a.cls": b"0", "a.json": b'{"caption": "one"}', "a.png": image, "a.txt": b"  ",
+        "b.cls": b"0", "b.png": image, "b.txt": b"two", "c.cls": b"0", "c.png": image})
+    texts = [*opened(root).captions, *opened(root, "validation").captions]
+    assert sorted(text for [text] in texts) == ["a photo of a bee.", "one", "two"]
+
+
+def test_equal_keys_in_every_shard(folder, cache, monkeypatch):
+    """The limit of what is held out counts samples."""
+    monkeypatch.setattr(streamed, "HELD_OUT", 5)
+    root = folder / "set"
+    root.mkdir()
+    for number in range(20):
+        members = {}
+        for i in range(10):
+            members |= pair(i)
+        write_tar(root / f"{number}.tar", members)
+    held = opened(root, "validation")
+    assert 5 <= len(held) <= 20 and len(opened(root)) == 200 - len(held)
+
+
+def test_what_shards_lose_is_told(folder, cache, capsys):
+    root = folder / "set"
+    root.mkdir()
+    write_tar(root / "a.tar", {**pair(0), **pair(1), **pair(2), "x.txt": b"no image"})
+    opened(root)
+    assert "skipped 1: without an image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("leftover", ["images.tar", "images.tar.gz"])
+def test_an_archive_beside_the_data_is_a_leftover(leftover, folder, cache):
+    """A download that was unpacked and not deleted: the data beside it are read."""
+    (folder / "images").mkdir()
+    for i in range(20):
+        (folder / "images" / f"{i}.jpg").write_bytes(encoded(picture(i), "JPEG"))
+    (folder / "captions.csv").write_text("image,caption\n" + "".join(
+        f"{i}.jpg,picture {i}\n" for i in range(20)))
+    write_tar(folder / leftover, {"images/0.jpg": encoded(picture(0), "JPEG")})
+    assert Source.find(str(folder)).kind == "folder" and len(opened(folder)) == 18
+
+
+def test_img2datasets_shards(folder, cache):
+    """With a table of addresses and one of counts beside each shard."""
+    root = write_shards(folder / "set")
+    for shard in root.glob("*.tar"):
+        shard.with_suffix(".parquet").write_bytes(b"of addresses")
+        shard.with_name(f"{shard.stem}_stats.json").write_text("{}")
+    assert len(opened(root)) == 36
 
 
 def test_what_says_left_is_not_mirrored(folder, cache):
@@ -186,7 +253,9 @@ def test_what_is_no_plain_file_is_passed_over(folder, cache):
     (lambda content: content[:7000], "is no tar file, or breaks off"),
     (lambda content: b"\x89PNG" * 500, "is no tar file, or breaks off"),
     (lambda content: content[:1536] + b"\xff" * 512 + content[2048:], "is no tar file, or breaks"),
-    (lambda content: b"", "is no tar file, or breaks off")])
+    (lambda content: content + content, "is no tar file, or breaks off: something comes after"),
+    (lambda content: content[:124] + b"\xff" * 10 + b"\xfe\x00" + content[136:],
+     "is no tar file, or breaks off"), (lambda content: b"", "is no tar file, or breaks off")])
 def test_a_damaged_shard(damage, message, folder, cache):
     root = write_shards(folder / "set")
     shard = root / "00001.tar"
@@ -194,6 +263,16 @@ def test_a_damaged_shard(damage, message, folder, cache):
     with pytest.raises(ValueError, match=f"set, 00001.tar {message}") as error:
         opened(root)
     assert "\n" not in str(error.value)
+
+
+def test_a_header_with_a_negative_size(folder, cache):
+    """tarfile would step back to it for ever."""
+    root = write_shards(folder / "set")
+    info = tarfile.TarInfo("0.txt")
+    info.size = -512
+    (root / "00001.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 10240)
+    with pytest.raises(ValueError, match="00001.tar is no tar file, or breaks off: 0.txt reaches"):
+        opened(root)
 
 
 def test_compressed_shards_are_refused(folder, cache):

@@ -25,13 +25,11 @@ from miniclip.data.sources import Source
 from miniclip.weights import checkpoint
 
 TIMES = int(os.environ.get("MINICLIP_FAULTS", 3))
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 SHAPE = ["--batch-size", "24", "--eval-every", "4", "--device", "cpu", "--precision", "float32",
          "--vision-width", "16", "--text-width", "16", "--embed-dim", "8", "--vision-heads", "2",
          "--text-heads", "2", "--vision-layers", "1", "--stem", "4", "--image-size", "32",
          "--vocab-size", "600", "--steps", "80", "--word-dropout", "0.2"]
-ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
-for name in ("RANK", "WORLD_SIZE"):
-    ALONE.pop(name, None)
 
 
 @pytest.fixture
@@ -65,8 +63,9 @@ def start(data, run, *options, **settings):
         command = ["--run", str(run), "--resume", *options]
     else:
         command = ["--data", str(data), "--run", str(run), *SHAPE, *options]
-    return subprocess.Popen([sys.executable, "-m", "miniclip", "train", *command], env=ALONE,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+    return subprocess.Popen([sys.executable, "-m", "miniclip", "train", *command],
+                            env=os.environ | ONE_THREAD, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, **settings)
 
 
 def finished(data, run, *options):
@@ -83,8 +82,12 @@ def same(state, other) -> bool:
         state["progress"]["step"] == other["progress"]["step"])
 
 
-def disturbed(data, run, seconds, disturb, rng, *options) -> dict:
-    """Train with a disturbance at TIMES random moments, and then to the end → the last state."""
+def check_disturbed(data, run, whole, disturb, rng, *options, alike=None):
+    """Train with a disturbance at TIMES random moments: each training that comes to its end has the
+    weights of an undisturbed one. whole: its state, and seconds.
+    """
+    expected, seconds = whole
+    alike = alike or (lambda state: same(expected, state))
     for _ in range(TIMES):
         process = start(data, run, *options)
         try:
@@ -96,11 +99,11 @@ def disturbed(data, run, seconds, disturb, rng, *options) -> dict:
         if (run / "state.pt").is_file():
             checkpoint.load_state(run)  # whole, whatever was being written
         if process.returncode == 0:
-            shutil.move(run, run.with_name(f"{run.name} {rng.random()}"))  # and once more
+            assert alike(checkpoint.load_state(run))
+            shutil.rmtree(run)  # and once more
     process = start(data, run, *options)
     process.communicate(timeout=200)
-    assert process.returncode == 0
-    return checkpoint.load_state(run)
+    assert process.returncode == 0 and alike(checkpoint.load_state(run))
 
 
 # ------------------------------------------------------------------------------ killed, stopped
@@ -112,10 +115,9 @@ def disturbed(data, run, seconds, disturb, rng, *options) -> dict:
 def test_killed_at_random_moments(kind, tmp_path, request):
     """While it decodes, indexes, trains, evaluates or saves: the end is the same, bit for bit."""
     source, rng = request.getfixturevalue(kind), random.Random(1)
-    expected, seconds = finished(source, tmp_path / "whole")
+    whole = finished(source, tmp_path / "whole")
     shutil.rmtree(tmp_path / "cache")
-    found = disturbed(source, tmp_path / "run", seconds, lambda process: process.kill(), rng)
-    assert same(expected, found)
+    check_disturbed(source, tmp_path / "run", whole, lambda process: process.kill(), rng)
 
 
 @pytest.mark.slow
@@ -126,11 +128,13 @@ def test_one_process_of_two_killed(data, tmp_path):
         ranks = [int(line) for line in found.stdout.split()]
         os.kill(rng.choice(ranks), signal.SIGKILL) if ranks else process.kill()
 
+    def alike(state):  # sums over processes may be added up in another order
+        return all(torch.allclose(state["model"][name], x, rtol=1e-4, atol=1e-5)
+                   for name, x in whole[0]["model"].items())
+
     rng = random.Random(2)
-    expected, seconds = finished(data, tmp_path / "whole", "--processes", "2")
-    found = disturbed(data, tmp_path / "run", seconds, kill_one, rng, "--processes", "2")
-    for name, x in expected["model"].items():
-        torch.testing.assert_close(found["model"][name], x)
+    whole = finished(data, tmp_path / "whole", "--processes", "2")
+    check_disturbed(data, tmp_path / "run", whole, kill_one, rng, "--processes", "2", alike=alike)
 
 
 @pytest.mark.slow
@@ -142,9 +146,8 @@ def test_stopped_and_continued(data, tmp_path):
         time.sleep(1)
         process.send_signal(signal.SIGCONT)
 
-    expected, seconds = finished(data, tmp_path / "whole")
-    found = disturbed(data, tmp_path / "run", seconds, pause, random.Random(3))
-    assert same(expected, found)
+    whole = finished(data, tmp_path / "whole")
+    check_disturbed(data, tmp_path / "run", whole, pause, random.Random(3))
 
 
 @pytest.mark.slow
@@ -158,8 +161,8 @@ def test_caches_killed_while_they_are_made(kind, tmp_path, request):
             f"[load_pairs(Source.find({str(source)!r}), s, 32) for s in ('train', 'validation')]")
     for _ in range(TIMES):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-        process = subprocess.Popen([sys.executable, "-c", code], env=ALONE, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | ONE_THREAD,
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         process.stdout.readline()
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
@@ -215,8 +218,7 @@ def test_a_full_disk(data, tmp_path):
 
 @pytest.mark.slow
 def test_the_run_folder_vanishes(data, tmp_path):
-    """One line; where it was moved to it can be resumed, to the same weights."""
-    expected, _ = finished(data, tmp_path / "whole")
+    """One line; where it was moved to it can be resumed."""
     run, moved = tmp_path / "run", tmp_path / "moved"
     process = start(data, run, "--steps", "100000")
     while not (run / "state.pt").is_file():
@@ -229,7 +231,7 @@ def test_the_run_folder_vanishes(data, tmp_path):
     step = checkpoint.load_state(moved)["progress"]["step"]
     assert step % 4 == 0 and main(["train", "--run", str(moved), "--resume", "--steps",
                                    str(step + 4)]) == 0
-    assert not run.exists() and expected
+    assert not run.exists()
 
 
 @pytest.mark.slow
