@@ -281,6 +281,22 @@ def test_what_the_readme_says_of_averages_is_recorded():
             "photographs") in text
 
 
+def test_what_the_readme_says_of_scale_is_recorded():
+    record = json.loads((EXPERIMENTS / "scale.json").read_text())
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for name, start in (("cache", "| the 5-minute recipe, decoded"),
+                        ("shards", "| the same from tar shards"),
+                        ("2 processes", "| the same in two processes")):
+        line, row = next(line for line in lines if line.startswith(start)), record[name]
+        assert [cell.strip() for cell in line.split("|")[2:4]] == [
+            f"{row['pairs_per_second']:.0f}", f"{row['waiting_share']:.1%}".replace("%", " %")]
+        assert f"| {row['peak_memory_mb']:,}" in line
+    row = record["batch of 4,096"]
+    line = next(line for line in lines if line.startswith("| batches of 4,096"))
+    assert f"| {3 * 4096 / row['seconds']:.0f} |" in line
+    assert f"| {row['peak_memory_mb']:,} |" in line and row["peak_memory_mb"] < 2000
+
+
 def test_every_preset_is_recorded():
     """Of "finetune", which goes on from other weights, the sweeps are."""
     assert {path.stem for path in RESULTS} == set(PRESETS) - {"finetune"}

@@ -1,6 +1,9 @@
 """Tar shards: from a folder, from a server in the Hub's place, odd, broken and incomplete."""
 
+import http.server
+
 import pytest
+from local_hub import local_hub
 from small_data import encoded, picture
 from small_shards import serving, write_set, write_tar
 
@@ -146,3 +149,49 @@ def test_a_key_ends_at_the_first_dot(folder):
     with open(folder / "x.tar", "rb") as file:
         assert list(shards.samples(file)) == [
             ("a/1", {"0.jpg": b"x", "cls": b"0"}), ("b/1", {"cls": b"1"})]
+
+
+def test_a_private_set_whose_files_lie_elsewhere(monkeypatch):
+    """The Hub gets the user's token, and sends us to a storage that must not get it, whose address
+    is asked directly from then on, until it is no longer valid; and the Hub is asked slowly."""
+    content, asked = bytes(range(256)) * 4, []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            token, headers, body = self.headers.get("Authorization"), {}, b""
+            asked.append((self.path.split("/")[1], token))
+            times = sum(place == "datasets" for place, _ in asked)
+            if self.path.startswith("/datasets/me/private/resolve/v1/"):
+                if token != "Bearer secret":
+                    status = 401
+                elif times == 1:
+                    status, headers = 429, {"Retry-After": "0"}
+                else:
+                    status, port = 302, self.server.server_port
+                    headers = {"Location": f"http://localhost:{port}/storage/{times}"}
+            elif self.path == "/storage/2" and len(asked) > 4:
+                status = 403
+            else:
+                first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+                status, body = 206, content[int(first):int(last) + 1]
+            self.send_response(status)
+            for name, value in (headers | {"Content-Length": str(len(body))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    files = shards.HubFiles("me/private", {"a.tar"}, "v1")
+    with local_hub(Answer, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        with pytest.raises(HubUnreachable, match="401"):
+            files.read("a.tar", 3, 10)
+        del asked[:]
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+        for start in (3, 100, 200):
+            assert files.read("a.tar", start, 10) == content[start:start + 10]
+    assert asked == [("datasets", "Bearer secret"), ("datasets", "Bearer secret"),
+                     ("storage", None), ("storage", None), ("storage", None),
+                     ("datasets", "Bearer secret"), ("storage", None)]
