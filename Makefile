@@ -151,7 +151,9 @@ bench: $(BENCH)  ## tokenizer, training, features, search beside peers; the loss
 	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py
 
 bench-scale: $(READY)  ## training from shards, in processes, with huge batches, for 20,000 steps
-	$(BIN)python tests/benchmarks/bench_scale.py --out miniclip/results/experiments/scale.json $(ARGS)
+	$(BIN)python tests/benchmarks/bench_scale.py --out $(RECORDS)/experiments/scale.json $(ARGS)
+	$(BIN)miniclip scaling --measure --json --plot $(RECORDS)/experiments/scaling.png \
+	  > $(RECORDS)/experiments/scaling.json
 
 bench-gpu: $(READY)  ## the kernel beside its peers on a CUDA GPU, into kernels/results
 	$(BIN)python $(KERNEL_BENCH)/bench_clip_loss.py --gpu $(ARGS)

@@ -69,6 +69,26 @@ def mark(axis, height: float, label: str):
               transform=axis.get_yaxis_transform())
 
 
+def scaling_bars(figures: dict, path):
+    """`miniclip scaling`: the parts of a step, at one batch and at one batch for each GPU."""
+    colours = dict(zip(("towers", "loss", "gradients", "features", "images"),
+                       (BLUE, RED, ORANGE, GREEN, GRAY)))
+    with drawing(path, 1, 2, figsize=(9, 3.6)) as axes:
+        for axis, name, title in zip(axes, ("strong", "weak"), (
+                "32,768 pairs, shared out", "256 pairs for each GPU")):
+            rows, bottom = figures[name], np.zeros(len(figures[name]))
+            for part, colour in colours.items():
+                height = np.array([100 * row["parts"][part] / row["seconds"] for row in rows])
+                axis.bar(range(len(rows)), height, bottom=bottom, color=colour, label=part)
+                bottom += height
+            for place, row in enumerate(rows):
+                axis.text(place, 101, f"{1000 * row['seconds']:,.0f} ms", ha="center", fontsize=8)
+            axis.set(title=title, xticks=range(len(rows)), xlabel="GPUs (H100)", ylim=(0, 108),
+                     ylabel="share of a step, %")
+            axis.set_xticklabels([f"{row['K']:,}" for row in rows])
+        axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+
+
 def training_curves(rows: list[dict], batch_size: int, images: int, path: Path):
     """metrics.jsonl → loss with ln B, the loss of guessing; R@10 both ways with its chance.
 

@@ -38,7 +38,7 @@ ORDER = """
     tasks.detect
     plots
     train
-    experiments.fit experiments.objectives
+    experiments.fit experiments.objectives experiments.scaling
     experiments.upbringing experiments.efficiency experiments.photographs
     commands.shared
     commands.dense commands.experiments commands.training
@@ -295,6 +295,9 @@ def test_what_the_readme_says_of_scale_is_recorded():
     line = next(line for line in lines if line.startswith("| batches of 4,096"))
     assert f"| {3 * 4096 / row['seconds']:.0f} |" in line
     assert f"| {row['peak_memory_mb']:,} |" in line and row["peak_memory_mb"] < 2000
+    row, text = record["20,000 steps"], " ".join(" ".join(lines).split())
+    assert (f"on shards at {row['pairs_per_second']:.0f} pairs a second. Its process had "
+            f"{row['mb_early']} MB after 2,000 steps and {row['mb_late']} MB at the end") in text
 
 
 def test_every_preset_is_recorded():

@@ -1,11 +1,11 @@
-"""`miniclip robustness --data | efficiency`: models trained side by side."""
+"""`miniclip robustness --data | efficiency | scaling`: models side by side, and how they grow."""
 
 import sys
 
 from miniclip import plots
 from miniclip.commands.shared import as_json, open_model
 from miniclip.device import pick_device
-from miniclip.experiments import efficiency, photographs, upbringing
+from miniclip.experiments import efficiency, photographs, scaling, upbringing
 from miniclip.experiments.fit import FEWEST
 
 PER_CLASS = 6  # pictures of each class in a test set
@@ -22,7 +22,7 @@ def add_training_options(command):
 
 
 def add_commands(commands, common):
-    """Add efficiency; robustness is in transfer.py."""
+    """Add efficiency and scaling; robustness is in transfer.py."""
     command = commands.add_parser("efficiency", parents=[common], help="predict captions word by "
                                   "word, their bag of words, or contrast them: what learns sooner?")
     command.add_argument("--data", default="shapes", metavar="WHERE",
@@ -34,6 +34,37 @@ def add_commands(commands, common):
     add_training_options(command)
     command.add_argument("--plot", metavar="FILE", help="draw accuracy over pairs seen")
     command.set_defaults(function=run_efficiency)
+
+    command = commands.add_parser("scaling", parents=[common], help="a model of one training step, "
+                                  "from this machine to thousands of GPUs: what gives way first?")
+    command.add_argument("--measure", action="store_true", help="time ViT-B/32 on this machine too")
+    command.add_argument("--plot", metavar="FILE", help="draw the step's parts")
+    command.set_defaults(function=run_scaling)
+
+
+def run_scaling(arguments):
+    """miniclip scaling: seconds and bytes of a step, as lessons/scaling.md explains them."""
+    device = pick_device(arguments.device) if arguments.measure else None
+    figures = scaling.scaling_report(device)
+    if not as_json(arguments, figures):
+        print_scaling(figures)
+    if arguments.plot:
+        plots.scaling_bars(figures, arguments.plot)
+
+
+def print_scaling(figures: dict):
+    names = scaling.PARTS
+    print(f"\n  {'pairs':>10}{'processes':>11}{'ms':>9}" + "".join(f"{x:>11}" for x in names)
+          + f"{'GB':>7}   pairs/s")
+    for row in (*([figures["here"]] if "here" in figures else ()), *figures["strong"],
+                *figures["weak"]):
+        print(f"  {row['N']:10,}{row['K']:11,}{1000 * row['seconds']:9.1f}"
+              + "".join(f"{1000 * row['parts'][x]:11.1f}" for x in names)
+              + f"{row['gigabytes']:7.0f}   {row['pairs_per_second']:,.0f}"
+              + ("" if row["fits"] else "   (more memory than there is)"))
+    found = figures["published"]
+    print(f"  open_clip on 128 A100: {found['pairs_per_second']:,.0f} pairs/s, modelled "
+          f"{found['modelled']:,.0f}; it reached {found['share_of_peak']:.0%} of the peak")
 
 
 def check_counts(arguments):
