@@ -19,6 +19,7 @@ The operations are counted from the model's shape. Everything else is an assumpt
 """
 
 import io
+import os
 import time
 from dataclasses import asdict, dataclass
 
@@ -118,7 +119,11 @@ def measure(config: ModelConfig, device: torch.device, batch: int = 16) -> Machi
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begin)
     reached = 3 * batch * operations(config) / min(seconds)
-    return Machine("this machine", reached, 1.0, 1.0, 1e9, decoding_rate(config.image_size), 8e9)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine("this machine", reached, 1.0, 1.0, 1e9, decoding_rate(config.image_size), memory)
 
 
 def decoding_rate(size: int, count: int = 50) -> float:

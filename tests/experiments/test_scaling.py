@@ -67,6 +67,12 @@ def test_the_appendix_has_the_recorded_figures():
                  *(f"{1000 * x:.1f}" for x in row["parts"].values()), f"{row['gigabytes']:.0f}",
                  f"{row['pairs_per_second']:,.0f}"]
         assert "| " + " | ".join(cells) + " |" in text
+    here = record["here"]["pairs_per_second"]
+    told = " ".join(text.split())
+    assert (f"at {record['measured']['peak'] / 1e9:.0f} billion operations a second, which is "
+            f"{here:.1f} pairs") in told
+    assert f"decode {record['measured']['decoded']:,.0f} images a second" in told
+    assert f"A batch of 32,768 takes {32768 / here / 60:.0f} minutes" in told
     now = scaling_report()
     assert [record[key] for key in ("strong", "weak", "published")] == [
         json.loads(json.dumps(now[key])) for key in ("strong", "weak", "published")]
