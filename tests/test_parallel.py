@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 from processes import together
-from small_data import write_images
+from small_data import write_captioned
 from torch import nn
 
 from miniclip import parallel, plots
@@ -45,9 +45,7 @@ def data(tmp_path, cache):
     """160 plain images, of which a tenth is held out."""
     folder = tmp_path / "data"
     folder.mkdir()
-    write_images(folder / "images", range(160))
-    (folder / "captions.csv").write_text("image,caption\n" + "".join(
-        f"{i}.jpg,a {WORDS[i % 5]} thing of kind {i % 40}\n" for i in range(160)))
+    write_captioned(folder, [f"a {WORDS[i % 5]} thing of kind {i % 40}" for i in range(160)])
     return folder
 
 

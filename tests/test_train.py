@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from miniclip_kernels import clip_loss
-from small_data import write_images
+from small_data import write_captioned, write_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import miniclip
@@ -441,9 +441,7 @@ def test_without_the_hub_it_says_so_and_takes_the_recipe_for_scenes(tmp_path, mo
 
 def write_coloured(folder, captions):
     """160 images, of which a tenth is held out; image i has captions[i % len(captions)]."""
-    write_images(folder / "images", range(160))
-    (folder / "captions.csv").write_text("image,caption\n" + "".join(
-        f"{i}.jpg,{captions[i % len(captions)]}\n" for i in range(160)))
+    write_captioned(folder, [captions[i % len(captions)] for i in range(160)])
 
 
 def test_captions_longer_than_the_context_lengthen_it(tmp_path, folder, cache, capsys):
@@ -492,9 +490,7 @@ def test_where_recall_tells_it_chooses(tmp_path, folder, cache, capsys):
     for number, count in ((0, 600), (1, 100)):
         data = folder / str(number)
         data.mkdir()
-        write_images(data / "images", range(count))
-        (data / "captions.csv").write_text("image,caption\n" + "".join(
-            f"{i}.jpg,picture {i}\n" for i in range(count)))
+        write_captioned(data, [f"picture {i}" for i in range(count)])
         found = train(replace(CONFIG, data=str(data), limit=0, steps=2, warmup=0), MODEL,
                       tmp_path / f"run{number}", device="cpu")
         assert found["training"]["best_by"] == ("recall", "the last step")[number]

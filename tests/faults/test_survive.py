@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_data import encoded, picture, write_images
+from small_data import encoded, picture, write_captioned
 from small_shards import write_tar
 
 from miniclip.cli import main
@@ -37,9 +37,7 @@ def data(tmp_path, cache):
     """160 plain images, of which a tenth is held out."""
     folder = tmp_path / "data"
     folder.mkdir()
-    write_images(folder / "images", range(160))
-    (folder / "captions.csv").write_text("image,caption\n" + "".join(
-        f"{i}.jpg,a thing of kind {i % 40} and number {i}\n" for i in range(160)))
+    write_captioned(folder, [f"a thing of kind {i % 40} and number {i}" for i in range(160)])
     return folder
 
 

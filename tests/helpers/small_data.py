@@ -54,6 +54,13 @@ def write_shard(path: Path, ids, images=None, captions=None):
     pq.write_table(pa.table({"image": pa.array(rows, kind), **columns}), path)
 
 
+def write_captioned(folder: Path, captions: list[str]):
+    """A folder of plain images, each with its caption in captions.csv; a tenth will be held out."""
+    write_images(folder / "images", range(len(captions)))
+    (folder / "captions.csv").write_text("image,caption\n" + "".join(
+        f"{i}.jpg,{caption}\n" for i, caption in enumerate(captions)))
+
+
 def write_classes(folder: Path, split: str, count: int):
     """A shard of noise, `count` images of each class that captions name; the hue says which."""
     images, captions = [], []
