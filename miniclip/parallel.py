@@ -234,10 +234,12 @@ def meet(found: dict[str, str], device: torch.device) -> Workers:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE,
                                 store=dist.PrefixStore("training", store), rank=rank,
                                 world_size=count)
+        workers = Workers(rank, count, local, dist.group.WORLD, dist.PrefixStore("said", store))
+        workers.wait()  # who ends at once, with an error, would break others' connecting
     except (RuntimeError, OSError) as error:
         raise ValueError(f"the processes can't meet at {found['MASTER_ADDR']}:"
                          f"{found['MASTER_PORT']}: {notices.one_line(error)[:200]}") from error
-    return Workers(rank, count, local, dist.group.WORLD, dist.PrefixStore("said", store))
+    return workers
 
 
 def leave(code: int):
@@ -246,6 +248,7 @@ def leave(code: int):
     if dist.is_available() and dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        time.sleep(0.2)  # others may still be reading what this one has sent
         os._exit(code)
 
 
