@@ -34,13 +34,13 @@ def check_merged(answer):
 
 
 def check_merged_far_from_zero(answer):
-    """logarithms of a thousand, and of minus a thousand"""
+    """parts of 1,000, and of −1,000"""
     for level in (1000.0, -1000.0):
         found = answer.merged([torch.full((2,), level), torch.full((2,), level)])
         assert torch.isfinite(found).all() and torch.allclose(
             found, torch.full((2,), level + 0.6931), atol=1e-3), (
-            f"two parts of {level:g} give {level + 0.693:.3f}, not {found[0]:.3f}: exp of a "
-            "thousand overflows, so take the largest of each column out first")
+            f"two parts of {level:g} give {level + 0.693:.3f}, not {found[0]:.3f}: exp of 1,000 "
+            "overflows, and of −1,000 is 0, so take the largest of each column out first")
 
 
 def check_the_mean_is_the_loss(answer):
@@ -54,8 +54,13 @@ def check_the_mean_is_the_loss(answer):
     assert not torch.isclose(found, alone), (
         f"{found:.3f} is the loss of {M} pairs among themselves: each image has to be compared "
         "with the texts of *all* processes")
-    rows = sum(F.cross_entropy(SCALE * I @ T.T, torch.arange(len(I))) for _ in "x")
+    assert not all(torch.isclose(part, true) for part in parts), (
+        "each process computes the loss of all pairs, which is K times the same work: the rows of "
+        "its own images and the columns of its own texts are enough")
+    rows = F.cross_entropy(SCALE * I @ T.T, torch.arange(len(I)))
     assert not torch.isclose(found, rows), "that is one direction: texts look for images, too"
+    assert not torch.isclose(found, 2 * true), (
+        "that is twice the loss: it is the mean of both directions")
     assert torch.isclose(found, true), (
         f"{true:.4f} is the loss of all pairs, not {found:.4f}; which column is the pair of "
         "row 0 of process 1?")
@@ -73,19 +78,24 @@ def check_the_gradient_is_that_of_one_process(answer):
 
 
 class Tower(torch.nn.Linear):
-    """Counts the rows that it sees with gradients, and without."""
+    """Counts rows whose activations are kept, from the forward pass to the backward pass."""
 
     def __init__(self):
         super().__init__(6, D, dtype=torch.float64)
         torch.nn.init.normal_(self.weight, generator=torch.Generator().manual_seed(2))
         torch.nn.init.zeros_(self.bias)
-        self.most, self.seen = 0, 0
+        self.most, self.kept = 0, 0
 
     def forward(self, x):
-        self.seen += len(x)
+        found = super().forward(x).tanh()
         if torch.is_grad_enabled():
-            self.most = max(self.most, len(x))
-        return super().forward(x).tanh()
+            self.kept += len(x)
+            self.most = max(self.most, self.kept)
+            found.register_hook(lambda gradient: self.let_go(len(x)))
+        return found
+
+    def let_go(self, rows):
+        self.kept -= rows
 
 
 def loss_of(found):
@@ -102,7 +112,7 @@ def check_cached(answer):
         loss = answer.cached(tower, x, loss_of, size)
         assert tower.weight.grad is not None, "no gradient arrived at the tower's weights"
         assert tower.most <= size, (
-            f"the tower saw {tower.most} rows with gradients at once, not at most {size}: the "
+            f"the activations of {tower.most} rows were kept at once, not of {size} at most: the "
             "first pass needs torch.no_grad()")
         assert torch.isclose(loss, true), (
             f"the loss is {true:.4f}, not {loss:.4f}: it needs the features of all rows at once")
@@ -146,6 +156,10 @@ def summed(I, T, s, rank, K):  # noqa: E741
             + F.cross_entropy(s * T[own] @ I.T, truth, reduction="sum")) / (2 * len(I))
 
 
+def everything(I, T, s, rank, K):  # noqa: E741
+    return whole(I, T)
+
+
 def one_direction(I, T, s, rank, K):  # noqa: E741
     own, truth = slice(rank * M, (rank + 1) * M), torch.arange(M) + rank * M
     return F.cross_entropy(s * I[own] @ T.T, truth)
@@ -153,6 +167,12 @@ def one_direction(I, T, s, rank, K):  # noqa: E741
 
 def all_at_once(tower, x, loss_of, size):
     loss = loss_of(tower(x))
+    loss.backward()
+    return loss.detach()
+
+
+def all_kept(tower, x, loss_of, size):
+    loss = loss_of(torch.cat([tower(few) for few in x.split(size)]))
     loss.backward()
     return loss.detach()
 
@@ -176,5 +196,7 @@ WRONG = {
     "a sum for a mean": ({"local_loss": summed}, "divide by M"),
     "one direction": ({"local_loss": one_direction}, "texts look for images"),
     "the whole batch at once": ({"cached": all_at_once}, "torch.no_grad()"),
+    "in pieces, but all are kept": ({"cached": all_kept}, "torch.no_grad()"),
+    "everybody does everything": ({"local_loss": everything}, "K times the same work"),
     "another loss for each few": ({"cached": small_losses}, "features.grad of the same rows"),
 }

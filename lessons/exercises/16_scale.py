@@ -17,7 +17,8 @@ def local_loss(I: torch.Tensor, T: torch.Tensor, s: float, rank: int, K: int):  
     the loss of all N pairs, and has its gradient.
 
     I, T (N, D): the features of all processes, in the order of ranks, gathered with their
-    gradients. Each process has M = N / K of the pairs. (Two slabs are fine here.)
+    gradients. Each process owns M = N / K of the pairs. It computes the rows of its own images and
+    the columns of its own texts (two slabs), and nothing else.
     """
     raise NotImplementedError
 
