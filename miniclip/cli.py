@@ -234,21 +234,21 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SaidByAnother as told:
-        return exit_code(told.__cause__)
+        return ended_by(told.__cause__)
     except BrokenPipeError:  # such as `| head`; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, RuntimeError, SafetensorError, Diverged) as error:
         print(f"miniclip {arguments.command}: {one_line(error)}", file=sys.stderr)
-        return exit_code(error)
+        return ended_by(error)
     except KeyboardInterrupt as stop:  # a run's message says how to resume it
         kept = {"index": "; what was embedded is kept: the same command goes on from there"}
         print(f"\nstopped{str(stop) or kept.get(arguments.command, '')}", file=sys.stderr)
-        return exit_code(stop)
+        return ended_by(stop)
 
 
-def exit_code(error: BaseException) -> int:
-    """Of a command that ends with this error."""
+def ended_by(error: BaseException) -> int:
+    """→ the exit code of this error. One of several processes that train together ends here."""
     codes = {Diverged: 1, LostProcess: LOST, KeyboardInterrupt: 130}
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), 2)
     leave(code)

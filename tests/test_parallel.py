@@ -43,10 +43,8 @@ CONFIG = TrainConfig(batch_size=24, steps=4, eval_every=4, warmup=1, crop=0.5, j
 @pytest.fixture
 def data(tmp_path, cache):
     """160 plain images, of which a tenth is held out."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_captioned(folder, [f"a {WORDS[i % 5]} thing of kind {i % 40}" for i in range(160)])
-    return folder
+    return write_captioned(tmp_path / "data", [
+        f"a {WORDS[i % 5]} thing of kind {i % 40}" for i in range(160)])
 
 
 # ------------------------------------------------------------------------------ one training

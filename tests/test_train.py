@@ -488,9 +488,7 @@ def test_equal_captions_are_no_wrong_answers(tmp_path, folder, cache, every_step
 def test_where_recall_tells_it_chooses(tmp_path, folder, cache, capsys):
     """And where it can't, the last weights are kept, with a notice before the start."""
     for number, count in ((0, 600), (1, 100)):
-        data = folder / str(number)
-        data.mkdir()
-        write_captioned(data, [f"picture {i}" for i in range(count)])
+        data = write_captioned(folder / str(number), [f"picture {i}" for i in range(count)])
         found = train(replace(CONFIG, data=str(data), limit=0, steps=2, warmup=0), MODEL,
                       tmp_path / f"run{number}", device="cpu")
         assert found["training"]["best_by"] == ("recall", "the last step")[number]

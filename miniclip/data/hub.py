@@ -7,6 +7,7 @@ from miniclip.notices import one_line
 
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"  # USER/NAME
 
+
 class HubUnreachable(ConnectionError):
     """The Hugging Face Hub did not answer; the message says what was asked for, and why."""
 

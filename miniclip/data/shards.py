@@ -104,7 +104,7 @@ class HubFiles:
             except HubUnreachable:
                 if not known:
                     raise
-                del self.direct[name]
+                self.direct.pop(name, None)  # another thread may have found out, too
                 return self.read(name, start, size)
             self.direct[name] = file.found
         return b"".join(parts)

@@ -71,11 +71,12 @@ class Source:
             return "\n".join([*texts, str(SHAPES_SPLITS)])
         if self.kind == "hub":
             return "\n".join([self.where, *keys])
-        root = Path(self.where)
         if self.kind == "tars":
-            paths = {str(root.parent / name if root.is_file() else root / name)
-                     for shards in self.sharded.shards.values() for name in shards}
-        elif self.kind == "folder":
+            shards = (name for names in self.sharded.shards.values() for name in names)
+            files = [f"{name} {self.sharded.files.stamp(name)}" for name in sorted(shards)]
+            return "\n".join([self.where, *keys, *files])
+        root = Path(self.where)
+        if self.kind == "folder":
             images = (path for _, path, _ in self.folder.splits["all"] if path)
             paths = {*images, *map(str, self.folder.tables)}
         else:

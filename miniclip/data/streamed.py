@@ -362,7 +362,7 @@ class ShardedSet:
             f"; skipped {n:,}: {reason}" for reason, n in sorted(skipped.items()))
         if not len(chosen):
             raise ValueError(f"{self.files.where}, {split}: nothing to learn from ({summary}); a "
-                             "sample is KEY.jpg and KEY.txt, one after the other")
+                             "sample is KEY.jpg and KEY.txt")
         images = Images(self.files, names, numbers[chosen], column["starts"][chosen],
                         column["sizes"][chosen], size)
         counts = column["counts"]

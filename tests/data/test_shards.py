@@ -195,3 +195,27 @@ def test_a_private_set_whose_files_lie_elsewhere(monkeypatch):
     assert asked == [("datasets", "Bearer secret"), ("datasets", "Bearer secret"),
                      ("storage", None), ("storage", None), ("storage", None),
                      ("datasets", "Bearer secret"), ("storage", None)]
+
+
+def test_threads_that_find_an_address_expired_at_once(monkeypatch):
+    """Each asks the Hub again; whoever comes second finds the address forgotten already."""
+    files = shards.HubFiles("me/pairs", {"a.tar"}, direct={"a.tar": "http://storage/expired"})
+
+    class Answers:
+        def __init__(self, address, start, end):
+            self.found, self.left = address, [b"content", b""]
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def read(self):
+            if self.found.endswith("expired"):
+                files.direct.clear()  # by another thread
+                raise HubUnreachable("403")
+            return self.left.pop(0)
+
+    monkeypatch.setattr(shards, "Download", Answers)
+    assert files.read("a.tar", 0, 7) == b"content"

@@ -35,10 +35,8 @@ SHAPE = ["--batch-size", "24", "--eval-every", "4", "--device", "cpu", "--precis
 @pytest.fixture
 def data(tmp_path, cache):
     """160 plain images, of which a tenth is held out."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_captioned(folder, [f"a thing of kind {i % 40} and number {i}" for i in range(160)])
-    return folder
+    return write_captioned(tmp_path / "data", [
+        f"a thing of kind {i % 40} and number {i}" for i in range(160)])
 
 
 @pytest.fixture

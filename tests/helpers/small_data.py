@@ -54,11 +54,13 @@ def write_shard(path: Path, ids, images=None, captions=None):
     pq.write_table(pa.table({"image": pa.array(rows, kind), **columns}), path)
 
 
-def write_captioned(folder: Path, captions: list[str]):
+def write_captioned(folder: Path, captions: list[str]) -> Path:
     """A folder of plain images, each with its caption in captions.csv; a tenth will be held out."""
+    folder.mkdir(exist_ok=True)
     write_images(folder / "images", range(len(captions)))
     (folder / "captions.csv").write_text("image,caption\n" + "".join(
         f"{i}.jpg,{caption}\n" for i, caption in enumerate(captions)))
+    return folder
 
 
 def write_classes(folder: Path, split: str, count: int):
